@@ -1,0 +1,1 @@
+"""Moving scenes on disk."""

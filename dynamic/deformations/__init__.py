@@ -1,0 +1,1 @@
+"""Fields that move Gaussians."""

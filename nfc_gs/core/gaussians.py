@@ -1,0 +1,108 @@
+"""Gaussians as they are optimized, splats as they are drawn, and a change of the population."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussians:
+    """What the optimizer sees; every name says its parameterization.
+
+    `means` in world units; `log_scales` the logarithms of the three standard deviations; `quats` wxyz, of any length;
+    `colour_logits` and `opacity_logits` the parameters of the codes (K = 1 and 3DGS's own activations for `identity`);
+    `harmonics` the spherical harmonics of degree 1 and up (L = 0, 3, 8 or 15 of them), added to the decoded colour.
+    """
+
+    means: Float[Tensor, "N 3"]
+    log_scales: Float[Tensor, "N 3"]
+    quats: Float[Tensor, "N 4"]
+    colour_logits: Float[Tensor, "N 3 K"]
+    opacity_logits: Float[Tensor, "N J"]
+    harmonics: Float[Tensor, "N L 3"]
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Field names and tensors, in the order of declaration."""
+        return ((f.name, getattr(self, f.name)) for f in fields(self))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Gaussians":
+        """`change` applied to every tensor."""
+        return replace(self, **{name: change(value) for name, value in self.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splats:
+    """What one camera at one time sees: activated, decoded and shaded, so that a rasterizer only draws C numbers.
+
+    `scales` are standard deviations in world units, `quats` wxyz of any length, `opacities` in [0, 1].
+    """
+
+    means: Float[Tensor, "N 3"]
+    scales: Float[Tensor, "N 3"]
+    quats: Float[Tensor, "N 4"]
+    opacities: Float[Tensor, " N"]
+    values: Float[Tensor, "N C"]
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Population:
+    """What a strategy looks at: the parameters, their activated sizes and opacities, and how to write an opacity back.
+
+    `opacities` in [0, 1]; `encode_opacities` maps opacities [M] to `opacity_logits` [M K] in the code in use;
+    `extent` is the scene's radius in world units, by which "large" is judged.
+    """
+
+    gaussians: Gaussians
+    opacities: Float[Tensor, " N"]
+    encode_opacities: Callable[[Tensor], Tensor]
+    extent: float
+
+    @property
+    def scales(self) -> Float[Tensor, "N 3"]:
+        """Standard deviations in world units."""
+        return self.gaussians.log_scales.exp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """A change of the population, as one gather: new row m comes from old row `parent[m]`.
+
+    Rows marked `fresh` lose their optimizer's moments and their statistics. `values` overwrites whole fields of the new
+    population ([M ...]); where `forget` names a field, all its moments are cleared (an opacity reset is just that).
+    """
+
+    parent: Int[Tensor, " M"]
+    fresh: Bool[Tensor, " M"]
+    values: dict[str, Tensor] = field(default_factory=dict)
+    forget: tuple[str, ...] = ()
+
+    def apply(self, gaussians: Gaussians) -> Gaussians:
+        """The new population's parameters."""
+        return replace(
+            gaussians,
+            **{name: self.values[name] if name in self.values else old[self.parent] for name, old in gaussians.items()},
+        )
+
+    def carry(self, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Per-Gaussian tensors [N ...] re-indexed to the new population; fresh rows are zero."""
+        carried = {}
+        for name, old in statistics.items():
+            new = old[self.parent]
+            new[self.fresh] = 0
+            carried[name] = new
+        return carried
+
+
+def concatenate(first: Gaussians, second: Gaussians) -> Gaussians:
+    """Two populations as one."""
+    ours = dict(first.items())
+    return replace(first, **{name: torch.cat([ours[name], theirs]) for name, theirs in second.items()})

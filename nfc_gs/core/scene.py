@@ -1,0 +1,101 @@
+"""Photographs with their cameras, and a first guess of the geometry."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from nfc_gs.core.camera import Camera
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photograph:
+    """One decoded picture, in 8 bits because that is how it is kept in memory.
+
+    `rgb` is sRGB, premultiplied by `alpha` where there is one; `alpha` 255 where the subject is opaque; `mask` is true
+    where a pixel counts in losses and metrics (None: everywhere).
+    """
+
+    rgb: UInt8[np.ndarray, "H W 3"]
+    alpha: UInt8[np.ndarray, "H W"] | None = None
+    mask: Bool[np.ndarray, "H W"] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """The memory it takes."""
+        return sum(a.nbytes for a in (self.rgb, self.alpha, self.mask) if a is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A camera and how to get its photograph; `read` decodes, downscales and undistorts, and is safe in a thread."""
+
+    name: str
+    camera: Camera
+    read: Callable[[], Photograph]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Coloured points: `rgb` in [0, 1]."""
+
+    xyz: Float[Tensor, "P 3"]
+    rgb: Float[Tensor, "P 3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """`scale * x + translation`: from the coordinates of training to those of the input data. No rotation, so that
+    spherical harmonics and orientations need not change.
+    """
+
+    scale: float = 1.0
+    translation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __call__(self, points: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"]:
+        """Points of training to points of the input data, in float64 on the way."""
+        moved = points.double() * self.scale + torch.tensor(self.translation, dtype=torch.float64, device=points.device)
+        return moved.to(points.dtype)
+
+    def inverse(self, points: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"]:
+        """Points of the input data to points of training, in float64 on the way."""
+        offset = torch.tensor(self.translation, dtype=torch.float64, device=points.device)
+        return ((points.double() - offset) / self.scale).to(points.dtype)
+
+    def inverse_camera(self, world_to_camera: Float[Tensor, "4 4"]) -> Float[Tensor, "4 4"]:
+        """A camera matrix of the input data, as a matrix of training (rotation kept, position and depth scaled)."""
+        rotation, translation = world_to_camera[:3, :3].double(), world_to_camera[:3, 3].double()
+        offset = torch.tensor(self.translation, dtype=torch.float64)
+        out = torch.eye(4, dtype=torch.float64)
+        out[:3, :3] = rotation
+        out[:3, 3] = (rotation @ offset + translation) / self.scale
+        return out.to(world_to_camera.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What a data set gives: views to learn from, views to be judged by, and where things may be.
+
+    `background` is the colour behind transparent pixels in evaluation, in [0, 1]; with `random_background` training draws
+    another one at every step. `points` may be None: then the first Gaussians are drawn in the cameras' frustums.
+    `bounds`, where known, is the box [min, max] that holds the subject. `to_world` leads from the scene's coordinates
+    back to those of the input files. `extent` is the radius of the cameras' positions, the unit of the learning rates.
+    """
+
+    train: tuple[View, ...]
+    test: tuple[View, ...]
+    points: Points | None
+    extent: float
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    random_background: bool = False
+    bounds: Float[Tensor, "2 3"] | None = None
+    to_world: Similarity = Similarity()
+
+
+def camera_extent(views: tuple[View, ...]) -> float:
+    """1.1 times the largest distance of a camera from the cameras' mean: the unit of 3DGS's learning rates."""
+    positions = torch.stack([view.camera.position for view in views]).double()
+    return max(1.1 * float((positions - positions.mean(0)).norm(dim=1).max()), 1e-6)

@@ -1,0 +1,22 @@
+"""What every data set is."""
+
+import abc
+
+from nfc_gs.config import UserError
+from nfc_gs.core.scene import Scene
+
+
+class DatasetError(UserError):
+    """The files are not what they should be: one line that names the file, what was found and what would be right."""
+
+
+class Dataset(abc.ABC):
+    """Where the files are and how to read them."""
+
+    @abc.abstractmethod
+    def load(self, seed: int) -> Scene:
+        """The scene; pictures are decoded later, by `View.read`, but everything that can be wrong is found now.
+
+        Raises:
+            DatasetError: one line for whatever is missing, corrupt or contradictory.
+        """

@@ -1,0 +1,1 @@
+"""What a render is scored by: one weighted term a file, in any combination."""

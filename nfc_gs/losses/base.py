@@ -1,0 +1,90 @@
+"""What every loss is, and what it looks at."""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nfc_gs.codes.base import TargetCode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appearance:
+    """The Gaussians' values as one camera sees them, before they are composited: what extra planes are made from.
+
+    `colours` decoded and shaded, not clamped above; `base` the view-independent part alone; `colour_logits` [N 3 K] and
+    `code` as in the model.
+    """
+
+    colours: Float[Tensor, "N 3"]
+    base: Float[Tensor, "N 3"]
+    colour_logits: Float[Tensor, "N 3 K"]
+    code: TargetCode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A render beside the photograph it should be.
+
+    `rgb` not clamped; `target_rgb` in [0, 1], composited over the same background; `mask` true where a pixel counts;
+    `planes` what a `PlaneLoss` asked to be composited, by the loss's kind; `progress` in [0, 1], the share of the training
+    that is done; `opacities` in [0, 1] and `scales` in world units, of all Gaussians; `gather` as in `Rendering`; `memory`
+    the per-Gaussian tensors of a `MemoryLoss`, by kind, updated in place.
+    """
+
+    rgb: Float[Tensor, "H W 3"]
+    target_rgb: Float[Tensor, "H W 3"]
+    alpha: Float[Tensor, "H W"]
+    target_alpha: Float[Tensor, "H W"] | None
+    mask: Bool[Tensor, "H W"] | None
+    appearance: Appearance
+    opacities: Float[Tensor, " N"]
+    scales: Float[Tensor, "N 3"]
+    planes: dict[str, Tensor]
+    memory: dict[str, dict[str, Tensor]]
+    gather: Callable[[Tensor], tuple[Tensor, Tensor]]
+    progress: float
+    step: int
+
+
+class LossTerm(abc.ABC):
+    """A weighted scalar of a comparison; it acts while `start` <= progress < `stop`, as shares of all steps."""
+
+    weight: float
+    start: float
+    stop: float
+
+    def active(self, progress: float) -> bool:
+        """Whether it acts at this share of the training."""
+        return self.weight != 0 and self.start <= progress < self.stop
+
+    @abc.abstractmethod
+    def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
+        """The loss, unweighted."""
+
+
+class PlaneLoss(LossTerm):
+    """A loss that needs more than colour composited: it says which planes, and finds them rendered in `planes`."""
+
+    @abc.abstractmethod
+    def planes(self, appearance: Appearance) -> Float[Tensor, "N P"]:
+        """Per-Gaussian values to composite beside the colour."""
+
+    @abc.abstractmethod
+    def background(self, colour: Float[Tensor, "3"], code: TargetCode) -> Float[Tensor, " P"]:
+        """The same values of the background colour."""
+
+
+class MemoryLoss(LossTerm):
+    """A loss that remembers something of every Gaussian; population edits carry it along."""
+
+    @abc.abstractmethod
+    def init(self, num_gaussians: int, code: TargetCode) -> dict[str, Tensor]:
+        """The memory at the start, tensors [N ...]."""
+
+
+def masked_mean(values: Float[Tensor, "H W *rest"], mask: Bool[Tensor, "H W"] | None) -> Float[Tensor, ""]:
+    """The mean over the pixels that count."""
+    return values.mean() if mask is None else values[mask].mean()

@@ -1,0 +1,39 @@
+"""What every rasterizer is."""
+
+import abc
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nfc_gs.core.camera import Camera
+from nfc_gs.core.gaussians import Splats
+from nfc_gs.core.rendering import Rendering
+
+
+class Rasterizer(abc.ABC):
+    """Draws splats; differentiable in everything but the camera and the background."""
+
+    @property
+    @abc.abstractmethod
+    def device(self) -> str:
+        """Where its tensors live: "cpu" or "cuda"."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        splats: Splats,
+        camera: Camera,
+        background: Float[Tensor, " C"],
+        *,
+        depth: bool = False,
+        absgrad: bool = False,
+    ) -> Rendering:
+        """Composites the splats front to back over `background`, one number a channel.
+
+        Args:
+            splats: what the camera sees; those nearer than `camera.near` or outside the picture are skipped.
+            camera: where from.
+            background: the channels behind everything.
+            depth: also the alpha-weighted depth (otherwise `Rendering.depth` is None).
+            absgrad: also the sum over pixels of the absolute gradients of `means2d` (AbsGS, arXiv 2404.10484).
+        """

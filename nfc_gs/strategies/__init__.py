@@ -1,0 +1,1 @@
+"""Who is cloned, split, moved or dropped."""

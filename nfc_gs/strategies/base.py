@@ -1,0 +1,42 @@
+"""What every strategy is: a rule that turns what was observed into one `Edit`."""
+
+import abc
+
+from torch import Generator, Tensor
+
+from nfc_gs.core.camera import Camera
+from nfc_gs.core.gaussians import Edit, Population
+from nfc_gs.core.rendering import Rendering
+
+
+class Strategy(abc.ABC):
+    """Settings only; what changes is the state that `init` makes: per-Gaussian tensors, which edits carry along."""
+
+    @property
+    @abc.abstractmethod
+    def absgrad(self) -> bool:
+        """Whether `observe` needs the absolute screen gradients."""
+
+    @abc.abstractmethod
+    def init(self, num_gaussians: int, device: str) -> dict[str, Tensor]:
+        """The statistics at the start, tensors [N ...]."""
+
+    @abc.abstractmethod
+    def observe(self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int) -> None:
+        """Adds one backward pass to the statistics, in place."""
+
+    @abc.abstractmethod
+    def edit(
+        self, state: dict[str, Tensor], population: Population, step: int, steps: int, generator: Generator
+    ) -> Edit | None:
+        """The change due after this step (counted from 1) of `steps`, if any. It changes nothing itself."""
+
+    @abc.abstractmethod
+    def settle(self, state: dict[str, Tensor], edit: Edit) -> dict[str, Tensor]:
+        """The statistics of the new population, for the next interval."""
+
+    @abc.abstractmethod
+    def perturb(
+        self, population: Population, means_rate: float, step: int, steps: int, generator: Generator
+    ) -> Tensor | None:
+        """What to add to the means [N 3] after the optimizer's step, if anything; `means_rate` is their learning rate."""
