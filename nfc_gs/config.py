@@ -14,13 +14,31 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass as _dataclass
 
+__all__ = ["Folder", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt", "Share"]
+
 T = TypeVar("T")
+
+# A number in [0, 1].
+Share = Annotated[float, Field(ge=0, le=1)]
+# A path made absolute when it is read, so that a run's saved settings mean the same from any folder.
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
 class UserError(Exception):

@@ -1,0 +1,1 @@
+"""From an experiment's settings to a trained model."""

@@ -1,0 +1,156 @@
+"""The model: Gaussians, their codes, where they move, and the one way they are rendered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nfc_gs.codes.base import TargetCode
+from nfc_gs.core import harmonics
+from nfc_gs.core.camera import Camera
+from nfc_gs.core.gaussians import Gaussians, Population, Splats
+from nfc_gs.core.rendering import Rendering
+from nfc_gs.core.scene import Photograph, Similarity
+from nfc_gs.deformations.base import DeformationField
+from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss
+from nfc_gs.rasterizers.base import Rasterizer
+
+NO_PLANES: Mapping[str, PlaneLoss] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A rendered view: colour (not clamped above), the planes that losses asked for, and how it came about."""
+
+    rgb: Float[Tensor, "H W 3"]
+    planes: dict[str, Tensor]
+    rendering: Rendering
+    appearance: Appearance
+    splats: Splats
+    background: Float[Tensor, "3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A photograph as tensors: `rgb` in [0, 1], composited over the background of the picture it is compared with."""
+
+    rgb: Tensor
+    alpha: Tensor | None
+    mask: Tensor | None
+
+
+@dataclass(kw_only=True)
+class SplatModel:
+    """Everything that is needed to draw the scene; training, evaluation and export all look through `render`.
+
+    `degree` is the spherical harmonics' degree in use, at most what `gaussians.harmonics` holds; `background` the colour
+    behind everything, in [0, 1]; `to_world` leads back to the input data's coordinates; `extent` is the scene's radius.
+    """
+
+    gaussians: Gaussians
+    code: TargetCode
+    opacity_code: TargetCode
+    rasterizer: Rasterizer
+    field: DeformationField
+    degree: int
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    to_world: Similarity = field(default_factory=Similarity)
+    extent: float = 1.0
+
+    def base_colours(self) -> Float[Tensor, "N 3"]:
+        """Decoded colours without the view-dependent part: in [0, 1] for bit codes, unbounded for `identity`."""
+        return self.code.values(self.gaussians.colour_logits, unit=False)
+
+    def opacities(self) -> Float[Tensor, " N"]:
+        """Decoded opacities, in [0, 1]."""
+        return self.opacity_code.values(self.gaussians.opacity_logits, unit=True)
+
+    @torch.no_grad()
+    def population(self) -> Population:
+        """What a strategy looks at."""
+        return Population(
+            gaussians=self.gaussians.map(torch.detach),
+            opacities=self.opacities(),
+            encode_opacities=lambda opacities: self.opacity_code.logits(opacities, unit=True),
+            extent=self.extent,
+        )
+
+    def render(
+        self,
+        camera: Camera,
+        *,
+        background: Tensor | None = None,
+        planes: Mapping[str, PlaneLoss] = NO_PLANES,
+        depth: bool = False,
+        absgrad: bool = False,
+    ) -> Picture:
+        """What `camera` sees, over `background` [3] (default: the model's own).
+
+        `planes` are losses that want more than colour composited; each one's channels ride along in the same pass.
+        """
+        device = self.gaussians.means.device
+        camera = camera.to(device)
+        if background is None:
+            background = torch.tensor(self.background, device=device)
+        moved = self.field(self.gaussians, camera.time)
+        base = self.code.values(moved.colour_logits, unit=False)
+        colours = harmonics.evaluate(base, moved.harmonics, moved.means, camera.position, self.degree)
+        appearance = Appearance(colours=colours, base=base, colour_logits=moved.colour_logits, code=self.code)
+        extra = {name: loss.planes(appearance) for name, loss in planes.items()}
+        behind = [loss.background(background, self.code) for loss in planes.values()]
+        splats = Splats(
+            means=moved.means,
+            scales=moved.log_scales.exp(),
+            quats=moved.quats,
+            opacities=self.opacity_code.values(moved.opacity_logits, unit=True),
+            values=torch.cat([colours, *extra.values()], 1) if extra else colours,
+        )
+        rendering = self.rasterizer(
+            splats, camera, torch.cat([background, *behind]) if behind else background, depth=depth, absgrad=absgrad
+        )
+        widths = [3, *(plane.shape[1] for plane in extra.values())]
+        parts = rendering.channels.split(widths, -1)
+        return Picture(
+            rgb=parts[0],
+            planes=dict(zip(extra, parts[1:], strict=True)),
+            rendering=rendering,
+            appearance=appearance,
+            splats=splats,
+            background=background,
+        )
+
+
+def target_of(photograph: Photograph, background: Float[Tensor, "3"]) -> Target:
+    """A photograph's 8-bit arrays as float tensors on the background's device, transparent pixels composited over it."""
+    device = background.device
+    rgb = torch.from_numpy(photograph.rgb).to(device).float().div_(255)
+    alpha = mask = None
+    if photograph.alpha is not None:
+        alpha = torch.from_numpy(photograph.alpha).to(device).float().div_(255)
+        rgb = rgb + (1 - alpha)[..., None] * background
+    if photograph.mask is not None:
+        mask = torch.from_numpy(photograph.mask).to(device)
+    return Target(rgb=rgb, alpha=alpha, mask=mask)
+
+
+def compare(
+    picture: Picture, target: Target, *, memory: dict[str, dict[str, Tensor]], progress: float, step: int
+) -> Comparison:
+    """A picture laid beside its photograph, for the losses."""
+    return Comparison(
+        rgb=picture.rgb,
+        target_rgb=target.rgb,
+        alpha=picture.rendering.alpha,
+        target_alpha=target.alpha,
+        mask=target.mask,
+        appearance=picture.appearance,
+        opacities=picture.splats.opacities,
+        scales=picture.splats.scales,
+        planes=picture.planes,
+        memory=memory,
+        gather=picture.rendering.gather,
+        progress=progress,
+        step=step,
+    )

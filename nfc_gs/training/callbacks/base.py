@@ -1,0 +1,70 @@
+"""What every callback is: settings that make a listener, and what the listener hears."""
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from nfc_gs.core.scene import Scene
+from nfc_gs.evaluation import Evaluation
+from nfc_gs.model import Picture, SplatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One finished step: `step` counts from 1. Tensors are detached and may live on a device: read them only when due.
+
+    `terms` are the weighted losses by kind; `rates` the learning rates; `milliseconds` the wall time of each phase;
+    `squared_error` the mean over the pixels that count; `evaluation` the held-out views, at the steps where they were
+    looked at; `seconds` the training's wall time so far, evaluation and saving not counted.
+    """
+
+    step: int
+    terms: Mapping[str, Tensor]
+    squared_error: Tensor
+    picture: Picture
+    rates: Mapping[str, float]
+    milliseconds: Mapping[str, float]
+    num_gaussians: int
+    seconds: float
+    evaluation: Evaluation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What a listener may know of the training it listens to.
+
+    `settings` is the experiment as YAML text; `first_step` is 0, or where a resumed run goes on; `save` writes a
+    checkpoint to a path; `model` always returns the present model.
+    """
+
+    folder: Path
+    settings: str
+    hyperparameters: Mapping[str, float | int | str]
+    steps: int
+    first_step: int
+    scene: Scene
+    model: Callable[[], SplatModel]
+    save: Callable[[Path], None]
+
+
+class Listener(abc.ABC):
+    """Hears every step, and the end."""
+
+    @abc.abstractmethod
+    def hear(self, report: Report) -> None:
+        """Called after every step."""
+
+    @abc.abstractmethod
+    def close(self, finished: bool) -> None:
+        """Called once at the end; `finished` is false when the user or an error stopped the training."""
+
+
+class Callback(abc.ABC):
+    """The settings of a listener."""
+
+    @abc.abstractmethod
+    def start(self, session: Session) -> Listener:
+        """A listener for one training."""

@@ -1,0 +1,93 @@
+"""The schema of a config file: everything that decides what a training does."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from nfc_gs.codes.base import TargetCode
+from nfc_gs.codes.identity import Identity
+from nfc_gs.config import Folder, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, kind_in, kinds_in, spec
+from nfc_gs.datasets.base import Dataset
+from nfc_gs.deformations.base import Deformation
+from nfc_gs.deformations.static import Static
+from nfc_gs.losses.base import LossTerm
+from nfc_gs.rasterizers.base import Rasterizer
+from nfc_gs.strategies.base import Strategy
+from nfc_gs.training.callbacks.base import Callback
+
+
+@spec
+class InitialSettings:
+    """The first Gaussians: from the data set's points, or random where it has none."""
+
+    random: PositiveInt = 10_000  # how many, where the data set has no points
+    max_points: PositiveInt = 200_000  # more points than this are thinned out at random
+    opacity: Share = 0.1
+    scale: PositiveFloat = 1.0  # times the distance to the nearest neighbours
+
+
+@spec
+class OptimizerSettings:
+    """Adam's learning rates, one for each of the Gaussians' fields (3DGS's, Kerbl et al. 2023).
+
+    `means` is multiplied by the scene's extent and falls exponentially to `means_final` of it.
+    """
+
+    means: PositiveFloat = 1.6e-4
+    means_final: PositiveFloat = 0.01
+    log_scales: PositiveFloat = 5e-3
+    quats: PositiveFloat = 1e-3
+    colour_logits: PositiveFloat = 2.5e-3
+    opacity_logits: PositiveFloat = 5e-2
+    harmonics: PositiveFloat = 1.25e-4
+    field: PositiveFloat = 1.6e-4  # the deformation's own parameters
+    epsilon: PositiveFloat = 1e-15
+
+
+@spec
+class ScheduleSettings:
+    """What grows during the training: the harmonics' degree, and the pictures' size."""
+
+    sh_degree: Literal[0, 1, 2, 3] = 3
+    sh_every: PositiveInt = 1000  # steps after which the next degree joins
+    coarse: PositiveInt = 1  # the pictures begin downscaled by this factor, and double in size ...
+    coarse_until: Share = 0.0  # ... at equal steps until this share of the training
+
+
+@spec
+class EvaluationSettings:
+    """When the held-out views are looked at, and with what."""
+
+    every: NonNegativeInt = 1000  # steps; 0: only at the end
+    pictures: NonNegativeInt = 3  # held-out views shown in TensorBoard
+    lpips: Folder | None = None  # folder with the networks' weights; null: the environment variable NFC_GS_LPIPS
+
+
+@spec
+class Experiment:
+    """One training, from data to files. `output/name` is its run folder."""
+
+    name: str = "run"
+    output: Folder = Path("runs")
+    seed: NonNegativeInt = 0
+    steps: PositiveInt = 7000
+    threads: NonNegativeInt = 0  # 0: all cores
+    photographs_gb: NonNegativeFloat = 4.0  # memory for decoded photographs; what does not fit goes to a temporary file
+    dataset: Annotated[Dataset, kind_in("nfc_gs.datasets")]
+    code: Annotated[TargetCode, kind_in("nfc_gs.codes")] = Identity()
+    opacity_code: Annotated[TargetCode, kind_in("nfc_gs.codes")] = Identity()
+    rasterizer: Annotated[Rasterizer, kind_in("nfc_gs.rasterizers")]
+    deformation: Annotated[Deformation, kind_in("nfc_gs.deformations")] = Static()
+    strategy: Annotated[Strategy, kind_in("nfc_gs.strategies")]
+    losses: Annotated[dict[str, Annotated[LossTerm, kind_in("nfc_gs.losses")]], kinds_in("nfc_gs.losses")]
+    initial: InitialSettings = InitialSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    callbacks: Annotated[
+        dict[str, Annotated[Callback, kind_in("nfc_gs.training.callbacks")]], kinds_in("nfc_gs.training.callbacks")
+    ]
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.output / self.name
