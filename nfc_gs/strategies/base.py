@@ -39,4 +39,4 @@ class Strategy(abc.ABC):
     def perturb(
         self, population: Population, means_rate: float, step: int, steps: int, generator: Generator
     ) -> Tensor | None:
-        """What to add to the means [N 3] after the optimizer's step, if anything; `means_rate` is their learning rate."""
+        """What to add to the means [N 3] after the optimizer's step, if anything; `means_rate`: their learning rate."""

@@ -1,0 +1,124 @@
+"""Grows to a given number of Gaussians along a given schedule, so that memory and time are known beforehand."""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from nfc_gs.config import spec
+from nfc_gs.core.camera import Camera
+from nfc_gs.core.gaussians import Edit, Population
+from nfc_gs.core.rendering import Rendering
+from nfc_gs.core.sampling import choose_without_repeats, sample_offsets
+from nfc_gs.strategies.base import Strategy
+
+# Two halves are moved apart by this share of a sample of their Gaussian, one each way, and shrunk by this factor.
+SPLIT_OFFSET = 0.7
+SPLIT_SHRINK = 1.4
+# An opacity above this is divided as if it were this, whose halves are 0.9 each: an opaque one would never soften.
+SPLIT_OPACITY_MAX = 0.99
+
+
+@spec
+class Budget(Strategy):
+    """Splits where the picture pulls most, to a fixed number; faint Gaussians are moved there rather than dropped.
+
+    Gradients only rank here, so there is no threshold to tune. The population grows by the same factor at every change,
+    from its initial number to `cap_max`. Opacities are never reset, which suits schedules of a few thousand steps.
+
+    Attributes:
+        cap_max: the number of Gaussians at which growth ends.
+        every: steps between two changes.
+        grow_until: the share of all steps at which `cap_max` is reached.
+        stop: the share of all steps after which nobody is moved or added.
+        min_opacity: below it, a Gaussian is dead and is moved.
+    """
+
+    cap_max: int = 50_000
+    every: int = 100
+    grow_until: float = 0.6
+    stop: float = 0.75
+    min_opacity: float = 0.005
+
+    def __post_init__(self) -> None:
+        if self.cap_max < 1 or self.every < 1:
+            raise ValueError("cap_max and every must be at least 1")
+        if not 0 <= self.grow_until <= self.stop <= 1:
+            raise ValueError("grow_until and stop are shares of all steps: 0 <= grow_until <= stop <= 1")
+
+    @property
+    def absgrad(self) -> bool:
+        """Never needed."""
+        return False
+
+    def init(self, num_gaussians: int, device: str) -> dict[str, Tensor]:
+        """No gradients yet: the sum of their lengths in pixels, and how often there was one."""
+        return {name: torch.zeros(num_gaussians, device=device) for name in ("gradients", "pulled")}
+
+    def observe(self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int) -> None:
+        """Adds the lengths of the screen gradients; a Gaussian hidden behind others is not counted as seen."""
+        if step > self.stop * steps:
+            return
+        assert rendering.means2d.grad is not None, "observe comes after the backward pass"
+        length = rendering.means2d.grad.norm(dim=1).to(state["gradients"])
+        state["gradients"] += length
+        state["pulled"] += length > 0
+
+    def target(self, num_gaussians: int, step: int, steps: int) -> int:
+        """How many Gaussians there should be after this step's change, if there are `num_gaussians` before it.
+
+        The rest of the way to `cap_max` is divided into equal factors, one for each change that is left; by induction
+        this is one geometric sequence from the initial number.
+        """
+        if num_gaussians >= self.cap_max or num_gaussians == 0:
+            return num_gaussians
+        left = max(1, int(self.grow_until * steps) // self.every - step // self.every + 1)
+        return min(self.cap_max, math.floor(num_gaussians * (self.cap_max / num_gaussians) ** (1 / left) + 0.5))
+
+    @torch.no_grad()
+    def edit(
+        self, state: dict[str, Tensor], population: Population, step: int, steps: int, generator: Generator
+    ) -> Edit | None:
+        """Splits sources drawn by their mean gradients; one half of each replaces a dead Gaussian or is a newcomer."""
+        if step > self.stop * steps or step % self.every:
+            return None
+        old, opacities = population.gaussians, population.opacities
+        is_dead = opacities < self.min_opacity
+        weights = torch.where(is_dead, 0, state["gradients"] / state["pulled"].clamp_min(1))
+        dead = is_dead.nonzero()[:, 0]
+        wanted = len(dead) + self.target(len(old), step, steps) - len(old)
+        sources = choose_without_repeats(weights, min(wanted, int((weights > 0).sum())), generator)
+        dead = dead[: len(sources)]
+        total = len(old) + len(sources) - len(dead)
+        newcomers = torch.arange(len(old), total, device=sources.device)
+
+        parent = torch.arange(total, device=sources.device)
+        targets = torch.cat([dead, newcomers])
+        parent[targets] = sources
+        fresh = torch.zeros(total, dtype=torch.bool, device=sources.device)
+        fresh[targets] = True
+        fresh[sources] = True
+
+        apart = SPLIT_OFFSET * sample_offsets(old.map(lambda value: value[sources]), generator)
+        halved = 1 - (1 - opacities[sources].clamp_max(SPLIT_OPACITY_MAX)).sqrt()
+        halved_logits = population.encode_opacities(halved)
+        values = {"means": old.means[parent], "log_scales": old.log_scales[parent]}
+        values["opacity_logits"] = old.opacity_logits[parent]
+        for half, offset in ((sources, apart), (targets, -apart)):
+            values["means"][half] += offset
+            values["log_scales"][half] -= math.log(SPLIT_SHRINK)
+            values["opacity_logits"][half] = halved_logits
+        return Edit(parent=parent, fresh=fresh, values=values)
+
+    def settle(self, state: dict[str, Tensor], edit: Edit) -> dict[str, Tensor]:
+        """Zeros for the new population: halves of a Gaussian feel other gradients than the whole did."""
+        return {name: value.new_zeros(len(edit.parent)) for name, value in state.items()}
+
+    def perturb(
+        self, population: Population, means_rate: float, step: int, steps: int, generator: Generator
+    ) -> Tensor | None:
+        """No noise."""
+        return None
+
+
+Spec = Budget

@@ -1,0 +1,55 @@
+import torch
+
+from nfc_gs.core.gaussians import Edit, Gaussians, concatenate
+
+
+def column(*numbers):
+    """Three Gaussians whose every number tells which row it came from."""
+    rows = torch.tensor(numbers, dtype=torch.float32)
+    n = len(numbers)
+    return Gaussians(
+        means=rows[:, None].expand(n, 3).clone(),
+        log_scales=rows[:, None].expand(n, 3) + 0.1,
+        quats=rows[:, None].expand(n, 4) + 0.2,
+        colour_logits=rows[:, None, None].expand(n, 3, 2) + 0.3,
+        opacity_logits=rows[:, None] + 0.4,
+        harmonics=rows[:, None, None].expand(n, 8, 3) + 0.5,
+    )
+
+
+DROP_FIRST_DOUBLE_LAST = Edit(parent=torch.tensor([1, 2, 2]), fresh=torch.tensor([False, False, True]))
+
+
+def test_every_row_comes_from_its_parent():
+    new = DROP_FIRST_DOUBLE_LAST.apply(column(10, 20, 30))
+    for name, value in column(20, 30, 30).items():
+        assert torch.equal(dict(new.items())[name], value)
+
+
+def test_given_values_replace_whole_fields():
+    edit = Edit(
+        parent=torch.tensor([2, 0]),
+        fresh=torch.tensor([True, True]),
+        values={"means": torch.tensor([[1.0] * 3, [2.0] * 3])},
+    )
+    new = edit.apply(column(10, 20, 30))
+    assert new.means[:, 0].tolist() == [1.0, 2.0]
+    assert torch.equal(new.opacity_logits, column(30, 10).opacity_logits)
+
+
+def test_statistics_follow_their_rows_and_fresh_rows_start_at_zero():
+    statistics = {"count": torch.tensor([1.0, 2.0, 3.0]), "moments": torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])}
+    carried = DROP_FIRST_DOUBLE_LAST.carry(statistics)
+    assert carried["count"].tolist() == [2.0, 3.0, 0.0]
+    assert carried["moments"].tolist() == [[2.0, 2.0], [3.0, 3.0], [0.0, 0.0]]
+    assert statistics["count"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_an_empty_population_can_result():
+    nobody = Edit(parent=torch.zeros(0, dtype=torch.long), fresh=torch.zeros(0, dtype=torch.bool))
+    assert len(nobody.apply(column(10, 20))) == 0
+    assert nobody.carry({"count": torch.ones(2)})["count"].shape == (0,)
+
+
+def test_two_populations_concatenate_in_order():
+    assert concatenate(column(10, 20), column(30)).means[:, 0].tolist() == [10.0, 20.0, 30.0]
