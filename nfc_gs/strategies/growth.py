@@ -20,7 +20,7 @@ SPLIT_OPACITY_MAX = 0.99
 
 
 @spec
-class Budget(Strategy):
+class Growth(Strategy):
     """Splits where the picture pulls most, to a fixed number; faint Gaussians are moved there rather than dropped.
 
     Gradients only rank here, so there is no threshold to tune. The population grows by the same factor at every change,
@@ -121,4 +121,4 @@ class Budget(Strategy):
         return None
 
 
-Spec = Budget
+Spec = Growth

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import floats, integers, lists
 
 from nfc_gs.config import ConfigError, validate
-from nfc_gs.strategies.budget import Spec
+from nfc_gs.strategies.growth import Spec
 from tests.strategies.populations import (
     CAMERA,
     assert_equal_edits,
@@ -20,24 +20,24 @@ from tests.strategies.populations import (
 ROUNDED = dict(rtol=0, atol=2e-6)  # float32 logits, logarithms and back
 
 
-def observed(budget, gradients):
-    state = budget.init(len(gradients), "cpu")
-    budget.observe(state, make_rendering([[g, 0.0] for g in gradients]), CAMERA, 1, 1000)
+def observed(growth, gradients):
+    state = growth.init(len(gradients), "cpu")
+    growth.observe(state, make_rendering([[g, 0.0] for g in gradients]), CAMERA, 1, 1000)
     return state
 
 
 def test_the_statistic_is_the_mean_length_in_pixels_where_there_is_a_gradient():
-    budget = Spec()
-    state = budget.init(2, "cpu")
-    budget.observe(state, make_rendering([[3.0, 4.0], [0.0, 0.0]]), CAMERA, 1, 100)
-    budget.observe(state, make_rendering([[0.0, 1.0], [0.0, 2.0]]), CAMERA, 2, 100)
+    growth = Spec()
+    state = growth.init(2, "cpu")
+    growth.observe(state, make_rendering([[3.0, 4.0], [0.0, 0.0]]), CAMERA, 1, 100)
+    growth.observe(state, make_rendering([[0.0, 1.0], [0.0, 2.0]]), CAMERA, 2, 100)
     assert state["gradients"].tolist() == [6.0, 2.0]
     assert state["pulled"].tolist() == [2.0, 1.0]
 
 
 def test_a_split_keeps_the_alpha_at_the_centre_and_moves_the_halves_apart_evenly():
-    budget, population = Spec(cap_max=2, grow_until=0.1), make_population([0.6], scales=[[0.3, 0.2, 0.1]])
-    edit = budget.edit(observed(budget, [1.0]), population, 100, 1000, generator())
+    growth, population = Spec(cap_max=2, grow_until=0.1), make_population([0.6], scales=[[0.3, 0.2, 0.1]])
+    edit = growth.edit(observed(growth, [1.0]), population, 100, 1000, generator())
     assert edit.parent.tolist() == [0, 0] and edit.fresh.all()
     halves, old = edit.apply(population.gaussians), population.gaussians
     torch.testing.assert_close(1 - (1 - opacities_after(edit, population)).prod(), torch.tensor(0.6), **ROUNDED)
@@ -48,9 +48,9 @@ def test_a_split_keeps_the_alpha_at_the_centre_and_moves_the_halves_apart_evenly
 
 def test_halves_lie_along_the_covariance():
     n = 20_000
-    budget, population = Spec(cap_max=2 * n, grow_until=0.1), make_population([0.6] * n, scales=[[0.3, 0.2, 0.1]])
+    growth, population = Spec(cap_max=2 * n, grow_until=0.1), make_population([0.6] * n, scales=[[0.3, 0.2, 0.1]])
     object.__setattr__(population.gaussians, "quats", torch.tensor([[0.5, 0.5, 0.5, 0.5]]).expand(n, 4).clone())
-    edit = budget.edit(observed(budget, [1.0] * n), population, 100, 1000, generator())
+    edit = growth.edit(observed(growth, [1.0] * n), population, 100, 1000, generator())
     offsets = (edit.apply(population.gaussians).means[:n] - population.gaussians.means).double()
     # This quaternion takes x to y, y to z, z to x: the variances are those of z, x, y.
     expected = 0.49 * torch.diag(torch.tensor([0.01, 0.09, 0.04], dtype=torch.float64))
@@ -59,17 +59,17 @@ def test_halves_lie_along_the_covariance():
 
 
 def test_the_dead_are_moved_to_where_the_gradients_are():
-    budget, population = Spec(cap_max=3), make_population([0.001, 0.5, 0.5])
-    edit = budget.edit(observed(budget, [9.0, 0.0, 1.0]), population, 100, 1000, generator())
+    growth, population = Spec(cap_max=3), make_population([0.001, 0.5, 0.5])
+    edit = growth.edit(observed(growth, [9.0, 0.0, 1.0]), population, 100, 1000, generator())
     assert edit.parent.tolist() == [2, 1, 2]
     assert edit.fresh.tolist() == [True, False, True]
 
 
 def test_sources_are_drawn_without_repeats_in_proportion_to_mean_gradients():
-    budget, population = Spec(cap_max=4, grow_until=0.1), make_population([0.5] * 3)
-    state = observed(budget, [1.0, 2.0, 5.0])
+    growth, population = Spec(cap_max=4, grow_until=0.1), make_population([0.5] * 3)
+    state = observed(growth, [1.0, 2.0, 5.0])
     source = generator()
-    draws = [int(budget.edit(state, population, 100, 1000, source).parent[3]) for _ in range(2000)]
+    draws = [int(growth.edit(state, population, 100, 1000, source).parent[3]) for _ in range(2000)]
     shares = np.bincount(draws, minlength=3) / 2000
     np.testing.assert_allclose(shares, [1 / 8, 2 / 8, 5 / 8], atol=4 * 0.5 / math.sqrt(2000))  # four standard errors
     everyone = Spec(cap_max=6, grow_until=0.1).edit(state, population, 100, 1000, source)
@@ -77,17 +77,17 @@ def test_sources_are_drawn_without_repeats_in_proportion_to_mean_gradients():
 
 
 def test_growth_is_one_geometric_sequence_from_the_first_number_to_the_cap():
-    budget, n, steps = Spec(cap_max=30_000), 8000, 5000
+    growth, n, steps = Spec(cap_max=30_000), 8000, 5000
     for step in range(100, 3001, 100):
-        n = budget.target(n, step, steps)
+        n = growth.target(n, step, steps)
         # Each rounding is at most half a Gaussian, and later steps shrink or keep its share.
         assert n == pytest.approx(8000 * (30_000 / 8000) ** (step / 3000), abs=step / 100)
-    assert n == 30_000 == budget.target(n, 3500, steps)
+    assert n == 30_000 == growth.target(n, 3500, steps)
 
 
 def test_changes_are_due_until_the_stop_only():
-    budget, population = Spec(stop=0.75), make_population([0.5] * 4)
-    due = [s for s in range(1, 1001) if budget.edit(observed(budget, [1.0] * 4), population, s, 1000, generator())]
+    growth, population = Spec(stop=0.75), make_population([0.5] * 4)
+    due = [s for s in range(1, 1001) if growth.edit(observed(growth, [1.0] * 4), population, s, 1000, generator())]
     assert due == [100, 200, 300, 400, 500, 600, 700]
 
 
@@ -98,35 +98,35 @@ def test_changes_are_due_until_the_stop_only():
     step=integers(1, 7).map(lambda i: 100 * i),
 )
 def test_every_edit_is_in_range_finite_and_within_the_cap(rows, cap, step):
-    budget = Spec(cap_max=cap)
+    growth = Spec(cap_max=cap)
     population = make_population(np.clip([o for o, _ in rows], 1e-6, 1 - 1e-6))
-    state = budget.init(len(rows), "cpu")
-    budget.observe(state, make_rendering(np.reshape([[g, g] for _, g in rows], (-1, 2))), CAMERA, 1, 1000)
-    edit = budget.edit(state, population, step, 1000, generator())
+    state = growth.init(len(rows), "cpu")
+    growth.observe(state, make_rendering(np.reshape([[g, g] for _, g in rows], (-1, 2))), CAMERA, 1, 1000)
+    edit = growth.edit(state, population, step, 1000, generator())
     assert ((edit.parent >= 0) & (edit.parent < len(rows))).all()
     assert len(rows) <= len(edit.parent) <= max(cap, len(rows))
     assert all(value.isfinite().all() for _, value in edit.apply(population.gaussians).items())
 
 
 def test_all_dead_or_unseen_gaussians_stay_as_they_are():
-    budget = Spec()
+    growth = Spec()
     for opacities, gradients in (([0.001, 0.002], [1.0, 1.0]), ([0.5, 0.5], [0.0, 0.0])):
         population = make_population(opacities)
-        edit = budget.edit(observed(budget, gradients), population, 100, 1000, generator())
+        edit = growth.edit(observed(growth, gradients), population, 100, 1000, generator())
         assert edit.parent.tolist() == [0, 1] and not edit.fresh.any()
 
 
 def test_statistics_start_anew_for_the_new_population():
-    budget, population = Spec(cap_max=4, grow_until=0.1), make_population([0.5] * 3)
-    state = observed(budget, [1.0, 2.0, 5.0])
-    settled = budget.settle(state, budget.edit(state, population, 100, 1000, generator()))
+    growth, population = Spec(cap_max=4, grow_until=0.1), make_population([0.5] * 3)
+    state = observed(growth, [1.0, 2.0, 5.0])
+    settled = growth.settle(state, growth.edit(state, population, 100, 1000, generator()))
     assert {name: value.tolist() for name, value in settled.items()} == {"gradients": [0] * 4, "pulled": [0] * 4}
 
 
 def test_the_same_seed_gives_the_same_change():
-    budget, population = Spec(cap_max=6, grow_until=0.2), make_population([0.001, 0.3, 0.6, 0.8])
-    state = observed(budget, [1.0, 2.0, 5.0, 1.0])
-    assert_equal_edits(*(budget.edit(state, population, 100, 1000, generator(3)) for _ in range(2)))
+    growth, population = Spec(cap_max=6, grow_until=0.2), make_population([0.001, 0.3, 0.6, 0.8])
+    state = observed(growth, [1.0, 2.0, 5.0, 1.0])
+    assert_equal_edits(*(growth.edit(state, population, 100, 1000, generator(3)) for _ in range(2)))
 
 
 def test_impossible_settings_are_refused_in_one_line():
