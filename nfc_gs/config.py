@@ -163,13 +163,13 @@ def read(paths: Sequence[Path], overrides: Sequence[str] = ()) -> dict:
     return _expand(settings)
 
 
-def load(schema: type[T], paths: Sequence[Path], overrides: Sequence[str] = ()) -> T:
-    """The experiment that files and overrides describe.
+def load(schema: type[T], paths: Sequence[Path], overrides: Sequence[str] = (), defaults: dict | None = None) -> T:
+    """The experiment that files and overrides describe; `defaults` lie below them all.
 
     Raises:
         ConfigError: one line a mistake, with the key, the reason and the nearest name.
     """
-    return validate(schema, read(paths, overrides), " + ".join([*map(str, paths), *overrides]))
+    return validate(schema, merge(defaults or {}, read(paths, overrides)), " + ".join([*map(str, paths), *overrides]))
 
 
 def validate(schema: type[T], settings: dict, source: str) -> T:
@@ -181,18 +181,34 @@ def validate(schema: type[T], settings: dict, source: str) -> T:
     try:
         return TypeAdapter(schema).validate_python(settings)
     except ValidationError as error:
-        raise ConfigError("; ".join(f"{source}: {_line(e)}" for e in error.errors())) from None
+        raise ConfigError("; ".join(f"{source}: {_line(e, schema)}" for e in error.errors())) from None
 
 
-def _line(error: Any) -> str:
+def validate_kind(family: str, settings: dict, source: str) -> Any:
+    """One member of `family`, from its `kind` and settings."""
+    try:
+        return TypeAdapter(Annotated[Any, kind_in(family)]).validate_python(settings)
+    except ValidationError as error:
+        raise ConfigError("; ".join(f"{source}: {_line(e).removeprefix(': ')}" for e in error.errors())) from None
+
+
+def _line(error: Any, schema: type | None = None) -> str:
     """One of pydantic's errors as `path.of.key: reason (got value)`."""
     where = ".".join(str(part) for part in error["loc"])
     reason = error["msg"].removeprefix("Value error, ")
     got = error["input"]
     shown = f" (got {got!r})" if not isinstance(got, dict) and error["type"] != "missing" else ""
     if error["type"] == "unexpected_keyword_argument":
-        reason, shown = "no such setting", ""
+        reason, shown = "no such setting" + _near_in(schema, error["loc"]), ""
     return f"{where}: {reason}{shown}"
+
+
+def _near_in(schema: Any, location: tuple) -> str:
+    """The hint for a misspelt key of a nested section, found by walking the schema."""
+    for part in location[:-1]:
+        types = {f.name: f.type for f in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else {}
+        schema = types.get(str(part))
+    return near(str(location[-1]), [f.name for f in dataclasses.fields(schema)]) if dataclasses.is_dataclass(schema) else ""
 
 
 def _read_file(path: Path, above: tuple[Path, ...]) -> dict:

@@ -36,7 +36,8 @@ class Report:
 class Session:
     """What a listener may know of the training it listens to.
 
-    `settings` is the experiment as YAML text; `first_step` is 0, or where a resumed run goes on; `save` writes a
+    `settings` is the experiment as YAML text; `first_step` is 0, or where a resumed run goes on;
+    `best_psnr` the best held-out PSNR so far in dB; `save` writes a
     checkpoint to a path; `model` always returns the present model.
     """
 
@@ -45,6 +46,7 @@ class Session:
     hyperparameters: Mapping[str, float | int | str]
     steps: int
     first_step: int
+    best_psnr: float
     scene: Scene
     model: Callable[[], SplatModel]
     save: Callable[[Path], None]

@@ -1,0 +1,197 @@
+"""nfc-gs train | eval | render | export | kinds | doctor: parses, calls, prints. Everything heavy is imported when it is needed."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nfc_gs import __version__
+from nfc_gs.config import ConfigError, UserError
+
+FAMILIES = (
+    "nfc_gs.codes",
+    "nfc_gs.datasets",
+    "nfc_gs.deformations",
+    "nfc_gs.exporters",
+    "nfc_gs.losses",
+    "nfc_gs.rasterizers",
+    "nfc_gs.strategies",
+    "nfc_gs.training.callbacks",
+    "dynamic.deformations",
+    "dynamic.datasets",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script: returns the exit status, 2 for a user's mistake and 130 when interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    parser = make_parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        chosen.run(chosen)
+    except UserError as mistake:
+        print(f"nfc-gs: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nfc-gs: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Every command and flag."""
+    parser = argparse.ArgumentParser(
+        prog="nfc-gs", description="Trains Gaussian splats from photographs, by regression or by encoded-bit classification."
+    )
+    parser.add_argument("--version", action="version", version=f"nfc-gs {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a scene, or go on with a run",
+        description="nfc-gs train A.yaml [B.yaml ...] [key=value ...]: later files lie over earlier ones, overrides on top.",
+    )
+    train.add_argument("settings", nargs="*", metavar="FILE.yaml|KEY=VALUE")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on where this run folder's last checkpoint was written")
+    train.add_argument("--overwrite", action="store_true", help="delete the run folder if it is already there")
+    train.set_defaults(run=run_train)
+
+    evaluate = commands.add_parser("eval", help="measure a run on its held-out views; writes metrics.json")
+    _add_run(evaluate)
+    evaluate.add_argument("--lpips", type=Path, metavar="DIR", help="folder with LPIPS weights (default: $NFC_GS_LPIPS)")
+    evaluate.set_defaults(run=run_eval)
+
+    render = commands.add_parser("render", help="write pictures of a run's views")
+    _add_run(render)
+    render.add_argument("--split", choices=("train", "test"), default="test")
+    render.add_argument("--mode", choices=("rgb", "depth", "alpha", "error"), default="rgb")
+    render.add_argument("--output", type=Path, required=True, metavar="DIR")
+    render.set_defaults(run=run_render)
+
+    export = commands.add_parser("export", help="write a run as a file that viewers read")
+    _add_run(export)
+    export.add_argument("--kind", default="ply", help="see `nfc-gs kinds exporters`")
+    export.add_argument("--output", type=Path, required=True, metavar="FILE")
+    export.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="the exporter's settings, as sh_degree=0")
+    export.set_defaults(run=run_export)
+
+    kinds = commands.add_parser("kinds", help="list what `kind:` can name, with every setting and its default")
+    kinds.add_argument("family", nargs="?", help="codes, losses, strategies, ... (default: all)")
+    kinds.set_defaults(run=run_kinds)
+
+    doctor = commands.add_parser("doctor", help="say which backend will be used and why, and how to mend what is missing")
+    doctor.set_defaults(run=run_doctor)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder, as runs/fox")
+    parser.add_argument("--best", action="store_true", help="the checkpoint best on the held-out views, not the last")
+
+
+def run_train(chosen: argparse.Namespace) -> None:
+    """Trains, or goes on."""
+    files = [Path(text) for text in chosen.settings if "=" not in text]
+    overrides = [text for text in chosen.settings if "=" in text]
+    if chosen.resume and (chosen.settings or chosen.overwrite):
+        raise ConfigError("--resume takes its settings from the run folder: give neither files nor overrides with it")
+    if not chosen.resume and not files:
+        raise ConfigError("train needs at least one settings file, as `nfc-gs train configs/toy.yaml`, or --resume RUN")
+
+    from nfc_gs.config import load
+    from nfc_gs.training import run
+    from nfc_gs.training.experiment import Experiment
+
+    if chosen.resume:
+        trainer = run.resume(chosen.resume)
+        print(f"going on at step {trainer.done} of {trainer.experiment.steps}")
+    else:
+        # A run is called after its files, as fox_nfc, unless a file or an override names it.
+        name = "_".join(path.stem for path in files)
+        trainer = run.begin(load(Experiment, files, overrides, defaults={"name": name}), chosen.overwrite)
+    experiment, scene = trainer.experiment, trainer.scene
+    folder = experiment.folder
+    print(
+        f"{len(scene.train)} training and {len(scene.test)} held-out views, {len(trainer.model.gaussians):,} Gaussians "
+        f"to begin with, {experiment.steps} steps on {experiment.rasterizer.device}; writing to {folder}"
+    )
+    try:
+        evaluation = run.train(trainer, folder)
+    except KeyboardInterrupt:
+        print(f"\nstopped at step {trainer.done}; go on with: nfc-gs train --resume {folder}")
+        raise
+    if evaluation is not None:
+        print(f"trained in {trainer.seconds:.0f} s: held-out PSNR {evaluation.psnr:.2f} dB, SSIM {evaluation.ssim:.4f}")
+    print(
+        f"next: tensorboard --logdir {folder}   |   nfc-gs eval {folder}   |   "
+        f"nfc-gs render {folder} --output {folder / 'renders'}   |   nfc-gs export {folder} --output {folder.name}.ply"
+    )
+
+
+def run_eval(chosen: argparse.Namespace) -> None:
+    """Measures a run and writes metrics.json."""
+    from nfc_gs.training import run
+
+    metrics, path = run.measure(run.open_run(chosen.folder, chosen.best), chosen.lpips)
+    for name in ("psnr", "ssim", "lpips_alex", "lpips_squeeze"):
+        value = metrics[name]
+        print(f"{name:14} {value:.4f}" if value is not None else f"{name:14} not computed: {metrics['lpips_reason']}")
+    print(f"{metrics['num_test_views']} views, {metrics['num_gaussians']:,} Gaussians, {metrics['seconds_per_frame'] * 1e3:.0f} ms a frame")
+    print(f"written to {path}")
+
+
+def run_render(chosen: argparse.Namespace) -> None:
+    """Writes pictures."""
+    from nfc_gs.training import run
+
+    paths = run.draw(run.open_run(chosen.folder, chosen.best), chosen.split, chosen.mode, chosen.output)
+    print(f"{len(paths)} pictures written to {chosen.output}")
+
+
+def run_export(chosen: argparse.Namespace) -> None:
+    """Writes a file for viewers."""
+    from nfc_gs.config import read, validate_kind
+    from nfc_gs.training import run
+
+    exporter = validate_kind("nfc_gs.exporters", {"kind": chosen.kind, **read([], chosen.settings)}, "export")
+    print(exporter.write(run.open_run(chosen.folder, chosen.best).model, chosen.output))
+
+
+def run_kinds(chosen: argparse.Namespace) -> None:
+    """Lists families, members, settings and first docstring lines."""
+    import dataclasses
+
+    from nfc_gs.config import find, kinds, near
+
+    short = {family.removeprefix("nfc_gs.").removeprefix("training."): family for family in FAMILIES}
+    if chosen.family is not None and chosen.family not in short:
+        raise ConfigError(f"no family {chosen.family!r} ({', '.join(short)}){near(chosen.family, short)}")
+    for name, family in short.items():
+        if chosen.family not in (None, name):
+            continue
+        for kind in kinds(family):
+            full = kind if family.startswith("nfc_gs.") else f"{family}.{kind}"
+            member = find(family, kind)
+            print(f"{name}: {full}  {(member.__doc__ or '').strip().splitlines()[0]}")
+            for setting in dataclasses.fields(member):
+                required = setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING
+                print(f"    {setting.name}" + ("  (must be given)" if required else f" = {setting.default}"))
+
+
+def run_doctor(chosen: argparse.Namespace) -> None:
+    """Says what this machine can do."""
+    from nfc_gs.rasterizers.auto import diagnose
+
+    print(f"nfc-gs {__version__}, Python {sys.version.split()[0]}")
+    for line in diagnose():
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Saves the run, so that it can go on: the last state, and the best on the held-out views."""
+
+from pathlib import Path
+
+from nfc_gs.config import PositiveInt, spec
+from nfc_gs.training.callbacks.base import Callback, Listener, Report, Session
+
+
+class Keeper(Listener):
+    """Writes checkpoints/last.safetensors and checkpoints/best.safetensors."""
+
+    def __init__(self, session: Session, every: int) -> None:
+        self.session, self.every = session, every
+        self.folder: Path = session.folder / "checkpoints"
+        self.best = session.best_psnr
+        self.saved = self.heard = session.first_step
+
+    def hear(self, report: Report) -> None:
+        """Saves when it is due, and when the held-out views were never better."""
+        self.heard = report.step
+        if report.step % self.every == 0:
+            self._save_last()
+        if report.evaluation is not None and report.evaluation.psnr > self.best:
+            self.best = report.evaluation.psnr
+            self.session.save(self.folder / "best.safetensors")
+
+    def close(self, finished: bool) -> None:
+        """Saves what is not saved yet, also when the user stopped the training."""
+        if self.saved != self.heard:
+            self._save_last()
+
+    def _save_last(self) -> None:
+        self.session.save(self.folder / "last.safetensors")
+        self.saved = self.heard
+
+
+@spec
+class Checkpoints(Callback):
+    """A checkpoint every so many steps, at the end, and when the training is interrupted."""
+
+    every: PositiveInt = 500
+
+    def start(self, session: Session) -> Keeper:
+        """A keeper for this run."""
+        return Keeper(session, self.every)
+
+
+Spec = Checkpoints

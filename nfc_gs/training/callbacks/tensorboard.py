@@ -1,0 +1,119 @@
+"""Writes what happens to TensorBoard, from the first step."""
+
+import math
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from nfc_gs.codes.base import TargetCode
+from nfc_gs.config import NonNegativeInt, PositiveInt, spec
+from nfc_gs.training.callbacks.base import Callback, Listener, Report, Session
+
+# A bit is called confident in the histograms by how far its probability is from one half: 2 |p - 1/2|, in [0, 1].
+HISTOGRAM_SAMPLE = 20_000
+
+
+class Writer(Listener):
+    """Scalars every few steps; pictures, held-out metrics and histograms at evaluations; the settings as text."""
+
+    def __init__(self, session: Session, every: int, histograms: int) -> None:
+        self.session, self.every, self.histograms = session, every, histograms
+        # A resumed run takes back what an interrupted one had logged beyond its last checkpoint.
+        purge = session.first_step + 1 if session.first_step else None
+        self.writer = SummaryWriter(str(session.folder / "tensorboard"), purge_step=purge, flush_secs=10)
+        self.writer.add_text("config", "```yaml\n" + session.settings + "```", session.first_step)
+        self.process = psutil.Process()
+        self.seconds, self.at = 0.0, session.first_step
+        self.last: dict[str, float] = {}
+
+    def hear(self, report: Report) -> None:
+        """Logs what is due."""
+        if report.step % self.every == 0 or report.step == self.session.first_step + 1:
+            self._scalars(report)
+        if self.histograms and report.step % self.histograms == 0:
+            self._histograms(report.step)
+        if report.evaluation is not None:
+            self._held_out(report)
+
+    def close(self, finished: bool) -> None:
+        """Adds the row of the hyper-parameter table, if the training came to its end."""
+        if finished and self.last:
+            self.writer.add_hparams(dict(self.session.hyperparameters), self.last, run_name=".")
+        self.writer.close()
+
+    def _scalars(self, report: Report) -> None:
+        add, step = self.writer.add_scalar, report.step
+        for kind, term in report.terms.items():
+            add(f"loss/{kind}", float(term), step)
+        add("loss/total", sum(float(term) for term in report.terms.values()), step)
+        add("train/psnr", -10 * math.log10(max(float(report.squared_error), 1e-10)), step)
+        for name, rate in report.rates.items():
+            add(f"learning_rate/{name}", rate, step)
+        for phase, milliseconds in report.milliseconds.items():
+            add(f"milliseconds/{phase}", milliseconds, step)
+        if report.step > self.at and report.seconds > self.seconds:
+            add("speed/steps_per_second", (report.step - self.at) / (report.seconds - self.seconds), step)
+        self.seconds, self.at = report.seconds, report.step
+        add("model/gaussians", report.num_gaussians, step)
+        add("model/sh_degree", self.session.model().degree, step)
+        add("memory/process_megabytes", self.process.memory_info().rss / 1e6, step)
+        if torch.cuda.is_available():
+            add("memory/device_megabytes", torch.cuda.max_memory_allocated() / 1e6, step)
+
+    @torch.no_grad()
+    def _histograms(self, step: int) -> None:
+        model = self.session.model()
+        add = self.writer.add_histogram
+        stride = max(len(model.gaussians) // HISTOGRAM_SAMPLE, 1)
+        add("gaussians/opacities", model.opacities()[::stride], step)
+        add("gaussians/log10_scales", model.gaussians.log_scales[::stride] / math.log(10), step)
+        for name, code, logits in (
+            ("colour", model.code, model.gaussians.colour_logits),
+            ("opacity", model.opacity_code, model.gaussians.opacity_logits),
+        ):
+            if code.width > 1:
+                add(f"bits/{name}_confidence", 2 * (code.probabilities(logits[::stride]) - 0.5).abs(), step)
+
+    def _held_out(self, report: Report) -> None:
+        evaluation, step = report.evaluation, report.step
+        assert evaluation is not None
+        self.last = {"held_out/psnr": evaluation.psnr, "held_out/ssim": evaluation.ssim}
+        for net, value in (("alex", evaluation.lpips_alex), ("squeeze", evaluation.lpips_squeeze)):
+            if value is not None:
+                self.last[f"held_out/lpips_{net}"] = value
+        for name, value in self.last.items():
+            self.writer.add_scalar(name, value, step)
+        accuracies: list[Tensor] = []
+        for name, sheet, render, target in evaluation.kept:
+            self.writer.add_image(f"held_out/{name}", sheet, step, dataformats="HWC")
+            accuracies.append(bit_accuracy(self.session.model().code, render, target))
+        if accuracies:
+            for bit, accuracy in enumerate(torch.stack(accuracies).mean(0)):
+                self.writer.add_scalar(f"bit_accuracy/{bit}", float(accuracy), step)
+        self.writer.flush()
+
+
+def bit_accuracy(code: TargetCode, render: Tensor, target: Tensor) -> Tensor:
+    """For every bit of the colour's code, the share of pixels and channels where render and photograph agree, [K].
+
+    Both are [H W 3] in [0, 1]; a soft label counts as the nearer of 0 and 1.
+    """
+    agree = (code.encode(render.clamp(0, 1)) >= 0.5) == (code.encode(target) >= 0.5)
+    return agree.float().flatten(0, 2).mean(0)
+
+
+@spec
+class TensorBoard(Callback):
+    """Events in the run folder's `tensorboard/`."""
+
+    every: PositiveInt = 10  # steps between scalars
+    histograms: NonNegativeInt = 500  # steps between histograms; 0: none
+
+    def start(self, session: Session) -> Writer:
+        """A writer for this run."""
+        return Writer(session, self.every, self.histograms)
+
+
+Spec = TensorBoard

@@ -1,0 +1,159 @@
+"""Everything a run needs to go on, in one file, and back.
+
+A checkpoint is one safetensors file whose header carries a JSON record: no pickle, readable anywhere, and one `os.replace`
+away from being complete, so a training that is killed while saving leaves the previous checkpoint.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from nfc_gs.config import UserError, text
+from nfc_gs.core.gaussians import Gaussians
+from nfc_gs.core.scene import Similarity
+from nfc_gs.model import SplatModel
+from nfc_gs.training.experiment import Experiment
+from nfc_gs.training.trainer import Trainer
+
+FORMAT = 1
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be written, read, or belongs to other settings."""
+
+
+def digest(experiment: Experiment) -> str:
+    """Identifies the settings that decide a result: not where it is written, how it is shown, nor how many threads."""
+    ignored = ("name", "output", "threads", "callbacks", "photographs_gb")
+    lines, skip = [], False
+    for line in text(experiment).splitlines():
+        if not line.startswith((" ", "-")):
+            skip = line.split(":")[0] in ignored
+        if not skip:
+            lines.append(line)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def save(trainer: Trainer, path: Path) -> None:
+    """Writes all that changes: model, moments, statistics, memories, the generator, and how far it has come.
+
+    Raises:
+        CheckpointError: when the disk refuses; what was at `path` before is still there.
+    """
+    model = trainer.model
+    groups = {
+        "gaussians": dict(model.gaussians.items()),
+        "field": model.field.state_dict(),
+        "adam": trainer.optimizer.tensors(),
+        "statistics": trainer.statistics,
+        "generator": {"state": trainer.generator.get_state()},
+        **{f"memory.{kind}": memory for kind, memory in trainer.memory.items()},
+    }
+    tensors = {
+        f"{group}/{name}": value.detach().cpu().contiguous()
+        for group, values in groups.items()
+        for name, value in values.items()
+    }
+    record = {
+        "format": FORMAT,
+        "digest": digest(trainer.experiment),
+        "step": trainer.done,
+        "seconds": trainer.seconds,
+        "best_psnr": trainer.best_psnr,
+        "degree": model.degree,
+        "background": model.background,
+        "extent": model.extent,
+        "to_world": asdict(model.to_world),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(safetensors.save(tensors, metadata={"nfc_gs": json.dumps(record)}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        kept = "; the previous checkpoint is kept" if path.exists() else ""
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}{kept}") from None
+
+
+def restore(trainer: Trainer, path: Path) -> None:
+    """Puts a trainer, built from the same settings, where the checkpoint was written."""
+    record, groups = _read(path)
+    if record["digest"] != digest(trainer.experiment):
+        raise CheckpointError(
+            f"{path}: was written with other settings than {trainer.experiment.folder / 'config.yaml'} now holds; "
+            "restore that file, or train anew under another name"
+        )
+    device = trainer.model.rasterizer.device
+    gaussians = Gaussians(**{name: value.to(device) for name, value in groups["gaussians"].items()})
+    trainer.model.field.load_state_dict(groups.get("field", {}))
+    trainer.optimizer.__init__(  # type: ignore[misc]
+        gaussians, trainer.model.field, trainer.experiment.optimizer, trainer.scene.extent, trainer.experiment.steps
+    )
+    trainer.optimizer.restore({name: value.to(device) for name, value in groups.get("adam", {}).items()})
+    trainer.model.gaussians = trainer.optimizer.gaussians
+    trainer.model.degree = record["degree"]
+    trainer.statistics = {name: value.to(device) for name, value in groups.get("statistics", {}).items()}
+    trainer.memory = {
+        kind: {name: value.to(device) for name, value in groups.get(f"memory.{kind}", {}).items()}
+        for kind in trainer.memory
+    }
+    trainer.generator.set_state(groups["generator"]["state"])
+    trainer.done, trainer.seconds, trainer.best_psnr = record["step"], record["seconds"], record["best_psnr"]
+
+
+def load_model(experiment: Experiment, path: Path) -> tuple[SplatModel, dict[str, Any]]:
+    """The model alone, without its data set, and the checkpoint's record."""
+    record, groups = _read(path)
+    gaussians = Gaussians(**groups["gaussians"])
+    low, high = gaussians.means.min(0).values, gaussians.means.max(0).values
+    field = experiment.deformation.init(torch.stack([low, high]))
+    field.load_state_dict(groups.get("field", {}))
+    device = experiment.rasterizer.device
+    model = SplatModel(
+        gaussians=gaussians.map(lambda value: value.to(device)),
+        code=experiment.code,
+        opacity_code=experiment.opacity_code,
+        rasterizer=experiment.rasterizer,
+        field=field.to(device),
+        degree=record["degree"],
+        background=tuple(record["background"]),
+        to_world=Similarity(
+            scale=record["to_world"]["scale"], translation=tuple(record["to_world"]["translation"])
+        ),
+        extent=record["extent"],
+    )
+    return model, record
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The JSON record and the tensors, by group."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no checkpoint; a training writes its first one after the steps named by callbacks.checkpoints.every")
+    try:
+        tensors = safetensors.load_file(path)
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        record = json.loads(header["__metadata__"]["nfc_gs"])
+    except (SafetensorError, OSError, KeyError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{path}: is not a checkpoint of nfc-gs, or is damaged: {error}") from None
+    if record.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: has checkpoint format {record.get('format')}, this version reads {FORMAT}")
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        group, _, rest = name.partition("/")
+        groups.setdefault(group, {})[rest] = value
+    return record, groups

@@ -1,0 +1,130 @@
+"""A run folder: made from settings, and opened again for evaluation, rendering and export."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+from nfc_gs.config import UserError, load, write
+from nfc_gs.core.scene import Scene
+from nfc_gs.model import SplatModel
+from nfc_gs.training import checkpoint
+from nfc_gs.training.experiment import Experiment
+from nfc_gs.training.initial import first_gaussians
+from nfc_gs.training.trainer import Trainer, open_session
+
+CONFIG = "config.yaml"
+LAST = Path("checkpoints/last.safetensors")
+BEST = Path("checkpoints/best.safetensors")
+
+
+class RunError(UserError):
+    """A run folder is missing, or already there."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, read back: its settings, its model, and the record of its checkpoint."""
+
+    folder: Path
+    experiment: Experiment
+    model: SplatModel
+    record: dict[str, Any]
+
+
+def use_threads(threads: int) -> None:
+    """One setting governs torch, our kernels (which ask torch) and OpenCV; 0 means all the cores this process may use."""
+    count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count)
+
+
+def begin(experiment: Experiment, overwrite: bool) -> Trainer:
+    """A trainer at step 0, and its run folder with the resolved settings in it.
+
+    Nothing is written before the data have been read and found good.
+
+    Raises:
+        RunError: when the folder already holds a run and `overwrite` is false.
+    """
+    folder = experiment.folder
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise RunError(
+            f"{folder}: already there; go on with `nfc-gs train --resume {folder}`, begin anew with --overwrite, "
+            "or choose another name with name=..."
+        )
+    trainer = build(experiment)
+    if folder.exists():
+        if not (folder / CONFIG).exists() and any(folder.iterdir()):
+            raise RunError(f"{folder}: is not a run folder (no {CONFIG}), so --overwrite does not delete it")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write(experiment, folder / CONFIG)
+    return trainer
+
+
+def resume(folder: Path) -> Trainer:
+    """A trainer where its last checkpoint was written."""
+    trainer = build(read_settings(folder))
+    checkpoint.restore(trainer, folder / LAST)
+    return trainer
+
+
+def train(trainer: Trainer, folder: Path) -> Evaluation | None:
+    """Runs the trainer to its end and writes metrics.json; returns the last evaluation (None if nothing was left to do)."""
+    evaluation = trainer.train(open_session(trainer, folder, lambda path: checkpoint.save(trainer, path)))
+    if evaluation is not None:
+        record = {"step": trainer.done, "seconds": trainer.seconds}
+        _write_metrics(folder, trainer.experiment, trainer.model, record, evaluation)
+    return evaluation
+
+
+def build(experiment: Experiment) -> Trainer:
+    """Data, first Gaussians, model and trainer, all from the settings and the seed."""
+    use_threads(experiment.threads)
+    scene = experiment.dataset.load(experiment.seed)
+    generator = torch.Generator().manual_seed(experiment.seed)
+    gaussians = first_gaussians(
+        scene, experiment.initial, experiment.code, experiment.opacity_code, experiment.schedule.sh_degree, generator
+    )
+    device = experiment.rasterizer.device
+    bounds = torch.stack([gaussians.means.min(0).values, gaussians.means.max(0).values])
+    model = SplatModel(
+        gaussians=gaussians.map(lambda value: value.to(device)),
+        code=experiment.code,
+        opacity_code=experiment.opacity_code,
+        rasterizer=experiment.rasterizer,
+        field=experiment.deformation.init(bounds if scene.bounds is None else scene.bounds).to(device),
+        degree=0,
+        background=scene.background,
+        to_world=scene.to_world,
+        extent=scene.extent,
+    )
+    return Trainer(experiment, scene, model)
+
+
+def read_settings(folder: Path) -> Experiment:
+    """The settings a run was made with; the folder may have been moved since."""
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such run folder")
+    if not (folder / CONFIG).is_file():
+        raise RunError(f"{folder}: is not a run folder: it has no {CONFIG}")
+    folder = folder.absolute()
+    return load(Experiment, [folder / CONFIG], [f"output={folder.parent}", f"name={folder.name}"])
+
+
+def open_run(folder: Path, best: bool = False) -> Run:
+    """A trained run: its last checkpoint, or the best on the held-out views."""
+    experiment = read_settings(folder)
+    use_threads(experiment.threads)
+    model, record = checkpoint.load_model(experiment, folder / (BEST if best else LAST))
+    return Run(folder.absolute(), experiment, model, record)
+
+
+def load_scene(run: Run) -> Scene:
+    """The data set a run was trained on, read again."""
+    return run.experiment.dataset.load(run.experiment.seed)

@@ -1,0 +1,228 @@
+"""One optimization step, read top to bottom: photograph in, better Gaussians out."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from nfc_gs.config import dump, text
+from nfc_gs.core.photographs import PhotographStore
+from nfc_gs.core.scene import Photograph, Scene
+from nfc_gs.evaluation import Evaluation, Lpips, evaluate
+from nfc_gs.losses.base import MemoryLoss, PlaneLoss
+from nfc_gs.model import SplatModel, compare, target_of
+from nfc_gs.training.callbacks.base import Report, Session
+from nfc_gs.training.experiment import Experiment
+from nfc_gs.training.optimizer import GaussianOptimizer
+
+# How many photographs are decoded ahead of the step that needs them.
+PREFETCH = 8
+
+
+class Trainer:
+    """Trains `model` on `scene`; everything that changes is here, and `checkpoint` saves and restores all of it."""
+
+    def __init__(self, experiment: Experiment, scene: Scene, model: SplatModel) -> None:
+        self.experiment, self.scene, self.model = experiment, scene, model
+        self.generator = torch.Generator().manual_seed(experiment.seed + 1)
+        self.optimizer = GaussianOptimizer(
+            model.gaussians, model.field, experiment.optimizer, scene.extent, experiment.steps
+        )
+        model.gaussians = self.optimizer.gaussians
+        self.statistics = experiment.strategy.init(len(model.gaussians), model.rasterizer.device)
+        self.memory = {
+            kind: {name: value.to(model.rasterizer.device) for name, value in loss.init(len(model.gaussians), model.code).items()}
+            for kind, loss in experiment.losses.items()
+            if isinstance(loss, MemoryLoss)
+        }
+        self.done = 0
+        self.seconds = 0.0
+        self.best_psnr = -float("inf")
+        self.photographs = PhotographStore(scene.train, int(experiment.photographs_gb * 1e9))
+        self.held_out = PhotographStore(scene.test, int(experiment.photographs_gb * 1e9 / 4))
+        self._milliseconds: dict[str, float] = {}
+
+    def step(self) -> Report:
+        """One view, one gradient, one step of Adam, and the change of population that is due."""
+        experiment, model = self.experiment, self.model
+        began = time.perf_counter()
+        self._milliseconds = {}
+        step = self.done + 1
+        progress = self.done / experiment.steps
+        model.degree = min(experiment.schedule.sh_degree, self.done // experiment.schedule.sh_every)
+        losses = {kind: loss for kind, loss in experiment.losses.items() if loss.active(progress)}
+
+        with self._phase("data"):
+            number = self.view_number(self.done)
+            factor = self.coarseness(self.done)
+            background = self.background(self.done)
+            photograph = smaller(self.photographs.get(number), factor)
+            self.photographs.prefetch([self.view_number(self.done + ahead) for ahead in range(1, PREFETCH)])
+            target = target_of(photograph, background)
+            height, width = photograph.rgb.shape[:2]
+            camera = self.scene.train[number].camera.resized(width, height)
+        with self._phase("render"):
+            picture = model.render(
+                camera,
+                background=background,
+                planes={kind: loss for kind, loss in losses.items() if isinstance(loss, PlaneLoss)},
+                absgrad=experiment.strategy.absgrad,
+            )
+        with self._phase("losses"):
+            comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
+            terms = {kind: loss.weight * loss(comparison) for kind, loss in losses.items()} | model.field.penalties()
+        with self._phase("backward"):
+            torch.stack(list(terms.values())).sum().backward()
+        rates = self.optimizer.rates(self.done)
+        with self._phase("strategy"):
+            experiment.strategy.observe(self.statistics, picture.rendering, camera, step, experiment.steps)
+        with self._phase("optimizer"):
+            self.optimizer.step(self.done)
+        with self._phase("strategy"):
+            self._change_population(step, rates["means"])
+
+        self.done = step
+        self.seconds += time.perf_counter() - began
+        error = (picture.rgb.detach().clamp(0, 1) - target.rgb) ** 2
+        return Report(
+            step=step,
+            terms={name: term.detach() for name, term in terms.items()},
+            squared_error=error.mean() if target.mask is None else error[target.mask].mean(),
+            picture=picture,
+            rates=rates,
+            milliseconds=self._milliseconds,
+            num_gaussians=len(model.gaussians),
+            seconds=self.seconds,
+        )
+
+    def train(self, session: Session) -> Evaluation | None:
+        """Every step that is left; whatever ends it, the listeners are closed. Returns the last evaluation."""
+        evaluation = None
+        listeners = [callback.start(session) for callback in self.experiment.callbacks.values()]
+        finished = False
+        try:
+            while self.done < self.experiment.steps:
+                report = self.step()
+                if self._evaluation_due():
+                    evaluation = self.evaluate()
+                    report = Report(**{**vars(report), "evaluation": evaluation})
+                    self.best_psnr = max(self.best_psnr, evaluation.psnr)
+                for listener in listeners:
+                    listener.hear(report)
+            finished = True
+        finally:
+            for listener in listeners:
+                listener.close(finished)
+            self.photographs.close()
+            self.held_out.close()
+        return evaluation
+
+    def evaluate(self) -> Evaluation:
+        """The held-out views as the model is now."""
+        settings = self.experiment.evaluation
+        return evaluate(
+            self.model, self.scene.test, self.held_out.get, lpips=Lpips.find(settings.lpips), keep=settings.pictures
+        )
+
+    def _evaluation_due(self) -> bool:
+        every = self.experiment.evaluation.every
+        return self.done == self.experiment.steps or (every > 0 and self.done % every == 0)
+
+    def view_number(self, step: int) -> int:
+        """Which training view step `step` (from 0) looks at: every view once an epoch, in an order drawn from the seed.
+
+        It depends on nothing but the seed and the step, so a resumed run sees the same views.
+        """
+        epoch, place = divmod(step, len(self.scene.train))
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.experiment.seed, 0, epoch]).permutation(len(self.scene.train))
+        return int(self._order[place])
+
+    def background(self, step: int) -> Tensor:
+        """The colour behind everything at this step, [3]."""
+        device = self.model.rasterizer.device
+        if not self.scene.random_background:
+            return torch.tensor(self.model.background, device=device)
+        drawn = np.random.default_rng([self.experiment.seed, 1, step]).random(3, dtype=np.float32)
+        return torch.from_numpy(drawn).to(device)
+
+    def coarseness(self, step: int) -> int:
+        """By how much the pictures are downscaled at this step: it halves at equal steps until `coarse_until`."""
+        schedule = self.experiment.schedule
+        stages = max(schedule.coarse.bit_length() - 1, 0)
+        until = schedule.coarse_until * self.experiment.steps
+        if stages == 0 or step >= until:
+            return 1
+        return schedule.coarse >> int(stages * step / until)
+
+    @torch.no_grad()
+    def _change_population(self, step: int, means_rate: float) -> None:
+        """The strategy's noise, and its edit: here, and only here, the number of Gaussians changes."""
+        strategy, steps = self.experiment.strategy, self.experiment.steps
+        population = self.model.population()
+        noise = strategy.perturb(population, means_rate, step, steps, self.generator)
+        if noise is not None:
+            self.model.gaussians.means.add_(noise)
+        edit = strategy.edit(self.statistics, population, step, steps, self.generator)
+        if edit is not None:
+            self.model.gaussians = self.optimizer.apply(edit)
+            self.statistics = strategy.settle(self.statistics, edit)
+            self.memory = {kind: edit.carry(memory) for kind, memory in self.memory.items()}
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        passed = (time.perf_counter() - began) * 1e3
+        self._milliseconds[name] = self._milliseconds.get(name, 0.0) + passed
+
+
+def smaller(photograph: Photograph, factor: int) -> Photograph:
+    """The photograph downscaled by area averaging; a pixel counts if all that it is made of counts."""
+    if factor == 1:
+        return photograph
+    height, width = photograph.rgb.shape[:2]
+    size = (max(width // factor, 1), max(height // factor, 1))
+    alpha = None if photograph.alpha is None else cv2.resize(photograph.alpha, size, interpolation=cv2.INTER_AREA)
+    mask = None
+    if photograph.mask is not None:
+        mask = cv2.resize(photograph.mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.999
+    return Photograph(rgb=cv2.resize(photograph.rgb, size, interpolation=cv2.INTER_AREA), alpha=alpha, mask=mask)
+
+
+def hyperparameters(experiment: Experiment) -> Mapping[str, float | int | str]:
+    """The settings as one flat mapping, for TensorBoard's table."""
+    flat: dict[str, float | int | str] = {}
+
+    def visit(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                visit(f"{prefix}.{key}" if prefix else str(key), inner)
+        elif isinstance(value, (bool, int, float, str)):
+            flat[prefix] = value
+        elif value is not None:
+            flat[prefix] = str(value)
+
+    visit("", dump(experiment))
+    return flat
+
+
+def open_session(trainer: Trainer, folder: Path, save) -> Session:
+    """The session that a trainer's listeners see."""
+    return Session(
+        folder=folder,
+        settings=text(trainer.experiment),
+        hyperparameters=hyperparameters(trainer.experiment),
+        steps=trainer.experiment.steps,
+        first_step=trainer.done,
+        best_psnr=trainer.best_psnr,
+        scene=trainer.scene,
+        model=lambda: trainer.model,
+        save=save,
+    )

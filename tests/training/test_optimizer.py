@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from nfc_gs.core.gaussians import Edit, Gaussians
+from nfc_gs.deformations.static import Static
+from nfc_gs.training.experiment import OptimizerSettings
+from nfc_gs.training.optimizer import GaussianOptimizer
+
+EXACT = {"rtol": 0, "atol": 0}  # the same operations on the same numbers
+ROUNDING = {"rtol": 1e-5, "atol": 1e-7}  # float32 Adam, fused against written out in float64
+
+
+def population(num: int) -> Gaussians:
+    g = torch.Generator().manual_seed(0)
+    return Gaussians(
+        means=torch.randn(num, 3, generator=g),
+        log_scales=torch.randn(num, 3, generator=g),
+        quats=torch.randn(num, 4, generator=g),
+        colour_logits=torch.randn(num, 3, 2, generator=g),
+        opacity_logits=torch.randn(num, 1, generator=g),
+        harmonics=torch.randn(num, 3, 3, generator=g),
+    )
+
+
+def optimizer(num: int = 5, extent: float = 2.0, steps: int = 100) -> GaussianOptimizer:
+    field = Static().init(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
+    return GaussianOptimizer(population(num), field, OptimizerSettings(), extent, steps)
+
+
+def pull(o: GaussianOptimizer, steps: int) -> None:
+    for step in range(steps):
+        sum((value**2).sum() for _, value in o.gaussians.items()).backward()
+        o.step(step)
+
+
+def test_the_means_rate_falls_exponentially_and_scales_with_the_extent():
+    o = optimizer(extent=2.0, steps=100)
+    assert o.rates(0)["means"] == pytest.approx(2 * 1.6e-4)
+    assert o.rates(50)["means"] == pytest.approx(2 * 1.6e-4 * 0.1)
+    assert o.rates(100)["means"] == pytest.approx(2 * 1.6e-4 * 0.01)
+
+
+def test_a_step_is_adams():
+    o = optimizer()
+    p = o.gaussians.quats.detach().double().clone()
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    for t in range(1, 4):
+        g = 2 * p
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        p = p - 1e-3 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-15)
+    pull(o, 3)
+    torch.testing.assert_close(o.gaussians.quats.detach().double(), p, **ROUNDING)
+
+
+def test_an_edit_moves_rows_with_their_moments_and_clears_what_is_fresh_or_forgotten():
+    o = optimizer()
+    pull(o, 3)
+    before = {name: value.clone() for name, value in o.tensors().items()}
+    values = {name: value.detach().clone() for name, value in o.gaussians.items()}
+    parent, fresh = torch.tensor([4, 0, 0]), torch.tensor([False, False, True])
+    o.apply(Edit(parent=parent, fresh=fresh, values={"opacity_logits": torch.zeros(3, 1)}, forget=("opacity_logits",)))
+    after = o.tensors()
+    torch.testing.assert_close(o.gaussians.means.detach(), values["means"][parent], **EXACT)
+    torch.testing.assert_close(o.gaussians.opacity_logits.detach(), torch.zeros(3, 1), **EXACT)
+    torch.testing.assert_close(after["means.0.exp_avg"][:2], before["means.0.exp_avg"][parent[:2]], **EXACT)
+    assert not after["means.0.exp_avg"][2].any() and not after["means.0.exp_avg_sq"][2].any()
+    assert not after["opacity_logits.0.exp_avg"].any()
+    pull(o, 1)  # and it goes on
+
+
+def test_a_restored_optimizer_goes_on_bit_for_bit():
+    straight, broken = optimizer(), optimizer()
+    pull(straight, 3)
+    pull(broken, 3)
+    kept = {name: value.clone() for name, value in broken.tensors().items()}
+    again = optimizer()
+    again.gaussians = again.apply(Edit(parent=torch.arange(5), fresh=torch.zeros(5, dtype=torch.bool), values={n: v.detach().clone() for n, v in broken.gaussians.items()}))
+    again.restore(kept)
+    for o in (straight, again):
+        sum((value**2).sum() for _, value in o.gaussians.items()).backward()
+        o.step(3)
+    for name, value in straight.gaussians.items():
+        torch.testing.assert_close(dict(again.gaussians.items())[name], value, **EXACT)
