@@ -1,0 +1,23 @@
+"""The mean absolute difference of colours, the main term of 3DGS."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nfc_gs.config import spec
+from nfc_gs.losses.base import Comparison, LossTerm, masked_mean
+
+
+@spec
+class L1(LossTerm):
+    """mean |rgb - target| over pixels and channels; 3DGS (Kerbl et al. 2023) weighs it 0.8."""
+
+    weight: float = 0.8
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
+        """The loss, unweighted."""
+        return masked_mean((comparison.rgb - comparison.target_rgb).abs(), comparison.mask)
+
+
+Spec = L1
