@@ -1,9 +1,14 @@
 """What every code is: one scalar as a word of K numbers in [0, 1], and back."""
 
 import abc
+from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+# Halvings of an interval of logits some 60 wide: a step of 4e-6, a hundredth of what `logits` promises.
+BISECTIONS = 24
 
 
 class TargetCode(abc.ABC):
@@ -28,6 +33,10 @@ class TargetCode(abc.ABC):
         """Labels in [0, 1] of values in [0, 1] (values outside are clamped): the word, most significant bit first."""
 
     @abc.abstractmethod
+    def words(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
+        """The hard words of values in [0, 1] (values outside are clamped): every bit 0 or 1, however soft `encode` is."""
+
+    @abc.abstractmethod
     def decode(self, probabilities: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape"]:
         """The expected value, in [0, 1], if the bits were independent coins with these probabilities; differentiable."""
 
@@ -43,6 +52,36 @@ class TargetCode(abc.ABC):
 
     @abc.abstractmethod
     def logits(self, values: Float[Tensor, "*shape"], unit: bool) -> Float[Tensor, "*shape K"]:
-        """Logits whose `values` are the given ones (to 1e-4, clamped to [1/512, 1 - 1/512] where the code is bounded) and whose bits
-        differ, so that Adam does not move them in lock-step.
+        """Logits whose `values` are the given ones (to 1e-4, clamped to `bounded` where the code is bounded) and whose
+        bits differ, so that Adam does not move them in lock-step.
         """
+
+
+def bounded(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Values clamped to [1/512, 1 - 1/512], half a step of eight bits from where logits would be infinite."""
+    return values.clamp(1 / 512, 1 - 1 / 512)
+
+
+def start(words: Float[Tensor, "*shape K"], margin: float) -> Float[Tensor, "*shape K"]:
+    """Logits that say a word with confidence: +margin for a one and -margin for a zero.
+
+    The margin falls by a fifth from the first bit to the last: bits of equal logits would move in lock-step under Adam,
+    and the words of black and white are all zeros and all ones.
+    """
+    tilt = torch.linspace(1.1, 0.9, words.shape[-1], dtype=words.dtype, device=words.device)
+    return (2 * words - 1) * margin * tilt
+
+
+def solve(
+    values: Float[Tensor, "*shape"], value_at: Callable[[Tensor], Tensor], low: float, high: float
+) -> Float[Tensor, "*shape"]:
+    """The arguments, one for each value, at which `value_at` passes that value, by bisection.
+
+    `value_at` must be continuous, at most the value at `low` and at least the value at `high`.
+    """
+    below, above = torch.full_like(values, low), torch.full_like(values, high)
+    for _ in range(BISECTIONS):
+        middle = (below + above) / 2
+        short = value_at(middle) < values
+        below, above = torch.where(short, middle, below), torch.where(short, above, middle)
+    return (below + above) / 2

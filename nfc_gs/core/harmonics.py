@@ -50,7 +50,7 @@ def evaluate_plain(
 
 
 def basis(directions: Float[Tensor, "N 3"], degree: int) -> Float[Tensor, "N L"]:
-    """The harmonics of degree 1 to `degree` at unit directions: L = (degree + 1)^2 - 1 numbers, in the order of 3DGS."""
+    """The harmonics of degree 1 to `degree` at unit directions, in the order of 3DGS: L = (degree + 1)^2 - 1."""
     x, y, z = directions.unbind(-1)
     values: list[Tensor] = []
     if degree > 0:

@@ -23,7 +23,7 @@ def mean_ssim(
     """
     y = y.detach()
     if x.device.type == "cpu" and x.dtype == y.dtype == torch.float32:
-        return _MeanSSIM.apply(x, y, mask)
+        return _MeanSSIM.apply(x, y, mask, x.requires_grad and torch.is_grad_enabled())
     similarity = ssim_map(x, y)
     if mask is None:
         return similarity.mean()
@@ -48,14 +48,13 @@ class _MeanSSIM(torch.autograd.Function):
     """`mean_ssim` by the compiled kernel, which finds value and gradient in one pass."""
 
     @staticmethod
-    def forward(ctx, x, y, mask):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, y, mask, wanted):  # type: ignore[no-untyped-def]
         height, width = x.shape[:2]
         pixels = height * width if mask is None else int(mask.sum())
         if pixels == 0:
             ctx.save_for_backward(torch.zeros_like(x))
             return x.new_ones(())
         weights = np.empty((0, width), np.float32) if mask is None else mask.float().contiguous().numpy()
-        wanted = ctx.needs_input_grad[0]
         gradient = torch.empty(x.shape if wanted else (0, width, 3))
         sums = np.empty(height)
         pictures = [p.detach().contiguous().view(height, -1).numpy() for p in (x, y)]
@@ -76,4 +75,4 @@ class _MeanSSIM(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         (by_x,) = ctx.saved_tensors
-        return by_x * gradient, None, None
+        return by_x * gradient, None, None, None

@@ -92,9 +92,9 @@ def backward(
     degree,
     colours,
     gradient,
-    base_gradient,
-    harmonics_gradient,
-    means_gradient,
+    by_base,
+    by_harmonics,
+    by_means,
 ):
     """Writes the gradients of `forward`'s inputs in the rows first .. last; coefficients above `degree` get zero."""
     count = (degree + 1) * (degree + 1) - 1
@@ -106,24 +106,24 @@ def backward(
         red = gradient[i, 0] if colours[i, 0] > 0 else zero
         green = gradient[i, 1] if colours[i, 1] > 0 else zero
         blue = gradient[i, 2] if colours[i, 2] > 0 else zero
-        base_gradient[i, 0], base_gradient[i, 1], base_gradient[i, 2] = red, green, blue
+        by_base[i, 0], by_base[i, 1], by_base[i, 2] = red, green, blue
         if red == 0 and green == 0 and blue == 0:  # not drawn: most Gaussians, in most views
             for k in range(stored):
                 for c in range(3):
-                    harmonics_gradient[i, k, c] = zero
+                    by_harmonics[i, k, c] = zero
             for c in range(3):
-                means_gradient[i, c] = zero
+                by_means[i, c] = zero
             continue
         x, y, z, inverse = _direction(means, position, i)
         _basis(x, y, z, degree, basis)
         for k in range(count):
-            harmonics_gradient[i, k, 0] = basis[k] * red
-            harmonics_gradient[i, k, 1] = basis[k] * green
-            harmonics_gradient[i, k, 2] = basis[k] * blue
+            by_harmonics[i, k, 0] = basis[k] * red
+            by_harmonics[i, k, 1] = basis[k] * green
+            by_harmonics[i, k, 2] = basis[k] * blue
             pull[k] = red * harmonics[i, k, 0] + green * harmonics[i, k, 1] + blue * harmonics[i, k, 2]
         for k in range(count, stored):
             for c in range(3):
-                harmonics_gradient[i, k, c] = zero
+                by_harmonics[i, k, c] = zero
         gx = -_C1 * pull[2]
         gy = -_C1 * pull[0]
         gz = _C1 * pull[1]
@@ -149,6 +149,6 @@ def backward(
                 gz += q1 * x * y + _8 * q2 * y * z + _3 * q3 * (_2 * zz - xx - yy) + _8 * q4 * x * z + q5 * (xx - yy)
         # Only the part of the gradient across the direction moves it.
         along = gx * x + gy * y + gz * z
-        means_gradient[i, 0] = (gx - along * x) * inverse
-        means_gradient[i, 1] = (gy - along * y) * inverse
-        means_gradient[i, 2] = (gz - along * z) * inverse
+        by_means[i, 0] = (gx - along * x) * inverse
+        by_means[i, 1] = (gy - along * y) * inverse
+        by_means[i, 2] = (gz - along * z) * inverse

@@ -1,8 +1,8 @@
 """The structural similarity of two pictures and its gradient, in one pass down the rows.
 
-Window: 11 x 11, Gaussian of sigma 1.5, separable; outside the pictures are zeros; C1 = 0.01^2, C2 = 0.03^2 for values in
-[0, 1] (Wang et al. 2004, in the zero-padded variant of 3DGS). A row is blurred along itself, kept in a ring of eleven, and
-blurred across the rows from there; so are the gradient's terms: nothing larger than the rings is ever written.
+Window: 11 x 11, Gaussian of sigma 1.5, separable; outside the pictures are zeros; C1 = 0.01^2, C2 = 0.03^2 for values
+in [0, 1] (Wang et al. 2004, in the zero-padded variant of 3DGS). A row is blurred along itself, kept in a ring of
+eleven, and blurred across the rows from there; so are the gradient's terms: no buffer is larger than the rings.
 """
 
 import numpy as np

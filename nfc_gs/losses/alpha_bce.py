@@ -1,0 +1,33 @@
+"""Cross-entropy of the rendered silhouette."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nfc_gs.config import ConfigError, spec
+from nfc_gs.losses.base import Comparison, LossTerm, cross_entropy, masked_mean
+
+
+@spec
+class AlphaBCE(LossTerm):
+    """BCE(alpha, target alpha), mean over pixels: is there something at this pixel? (as IDR's mask loss, Yariv et al. 2020)
+
+    `eps`: beyond [eps, 1 - eps] the loss goes on as a straight line.
+    """
+
+    weight: float = 0.1
+    start: float = 0.0
+    stop: float = 1.0
+    eps: float = 1e-3
+
+    def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
+        """The loss, unweighted.
+
+        Raises:
+            ConfigError: the photographs have no alpha.
+        """
+        if comparison.target_alpha is None:
+            raise ConfigError("losses.alpha_bce: the data set has no alpha; drop this loss (losses.alpha_bce=null)")
+        return masked_mean(cross_entropy(comparison.alpha, comparison.target_alpha, self.eps), comparison.mask)
+
+
+Spec = AlphaBCE

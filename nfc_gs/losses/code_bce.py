@@ -1,0 +1,65 @@
+"""Cross-entropy between rendered code probabilities and the encoded photograph: this project's classification loss."""
+
+from typing import Annotated
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nfc_gs.codes.base import TargetCode
+from nfc_gs.codes.identity import Identity
+from nfc_gs.codes.thermometer import Thermometer
+from nfc_gs.config import kind_in, spec
+from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, cross_entropy, masked_mean
+
+
+@spec
+class CodeBCE(PlaneLoss):
+    """BCE per channel between composited probabilities and soft labels, mean over pixels and channels x K.
+
+    Every Gaussian's view-independent code is composited with the same weights as its colour, over the code of the
+    background. A blend's ordinal code differs from the code of the blended colour, so the loss makes the Gaussians along
+    a ray agree.
+
+    `code`: the code of the labels. None: the model's own, or thermometer with 4 thresholds where the model has no code.
+    If it is given, the Gaussians' codes are computed from their base colours by `encode`, which must then be
+    differentiable: a soft thermometer, or identity. `eps`: beyond [eps, 1 - eps] the loss goes on as a straight line.
+    """
+
+    weight: float = 0.3
+    start: float = 0.0
+    stop: float = 0.6
+    code: Annotated[TargetCode | None, kind_in("nfc_gs.codes")] = None
+    eps: float = 0.02
+
+    def __post_init__(self) -> None:
+        soft = isinstance(self.code, Thermometer) and self.code.soft
+        if self.code is not None and not soft and not isinstance(self.code, Identity):
+            raise ValueError("code must be a soft thermometer or identity: the labels of others have no gradient")
+
+    def planes(self, appearance: Appearance) -> Float[Tensor, "N P"]:
+        """Code probabilities [N 3 K] of the base colours, side by side."""
+        if self._from_colours(appearance.code):
+            probabilities = self._labels(appearance.code).encode(appearance.base)
+        else:
+            probabilities = appearance.code.probabilities(appearance.colour_logits)
+        return probabilities.flatten(1)
+
+    def background(self, colour: Float[Tensor, "3"], code: TargetCode) -> Float[Tensor, " P"]:
+        """The code of the background."""
+        return self._labels(code).encode(colour).flatten()
+
+    def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
+        """The loss, unweighted."""
+        labels = self._labels(comparison.appearance.code).encode(comparison.target_rgb).flatten(2)
+        return masked_mean(cross_entropy(comparison.planes["code_bce"], labels, self.eps), comparison.mask)
+
+    def _from_colours(self, code: TargetCode) -> bool:
+        return self.code is not None or isinstance(code, Identity)
+
+    def _labels(self, code: TargetCode) -> TargetCode:
+        if self.code is not None:
+            return self.code
+        return Thermometer(bits=4) if isinstance(code, Identity) else code
+
+
+Spec = CodeBCE

@@ -1,0 +1,25 @@
+"""The mean squared difference of colours."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nfc_gs.config import spec
+from nfc_gs.losses.base import Comparison, LossTerm, masked_mean
+
+
+@spec
+class MSE(LossTerm):
+    """mean (rgb - target)^2 over pixels and channels, as NeRF (Mildenhall et al. 2020) trains: the control of
+    `value_bce`, whose slope it shares up to a factor.
+    """
+
+    weight: float = 1.0
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
+        """The loss, unweighted."""
+        return masked_mean((comparison.rgb - comparison.target_rgb).square(), comparison.mask)
+
+
+Spec = MSE

@@ -1,0 +1,23 @@
+"""The mean size: lets Gaussians that explain nothing shrink."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nfc_gs.config import spec
+from nfc_gs.losses.base import Comparison, LossTerm
+
+
+@spec
+class Scale(LossTerm):
+    """mean |scale|, in world units, over all Gaussians and axes (3DGS-MCMC, arXiv 2404.09591, weight 0.01)."""
+
+    weight: float = 0.01
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
+        """The loss, unweighted."""
+        return comparison.scales.abs().mean()
+
+
+Spec = Scale
