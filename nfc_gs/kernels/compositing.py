@@ -1,0 +1,459 @@
+"""Splats composited front to back, and the gradients of it, a block of 4 x 4 pixels at a time.
+
+At a pixel d pixels from a splat's middle its alpha is min(2^(log2 o - |U d|²), ALPHA_MAX), taken for 0 below ALPHA_MIN (the
+root U of the inverse covariance is scaled to base 2, see `tiles`). The splats' weights are w_k = alpha_k T_k with the
+transmittance T_k = prod_{j<k} (1 - alpha_j); the pixel stops before the splat that would bring T down to TRANSMITTANCE_MIN.
+The picture is sum_k w_k c_k + T c_background.
+
+Backwards, from the last splat to the first, T_k = T_{k+1} / (1 - alpha_k), and with g_k = <c_k, v> for the incoming gradient
+v and the one number S_k = sum_{j>k} w_j g_j + T (<c_background, v> - v_alpha):
+
+    d loss / d alpha_k = T_k g_k - S_k / (1 - alpha_k),        d loss / d c_k = w_k v.
+
+A splat's geometry meets the loss only through q = alpha d loss / d alpha at each pixel, of which the six moments (1, x, y,
+x², x y, y²) over the pixels suffice. Sixteen splats at a time are transposed, so that lanes are splats and sums are free.
+
+Channels come in groups of four; the last group is filled up with zeros. Nothing is compiled for a new number of channels.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import float32, njit
+
+from nfc_gs.kernels.simd import (
+    LANES,
+    above,
+    absolute,
+    add,
+    add_columns,
+    at_least,
+    at_most,
+    bits,
+    broadcast,
+    divide,
+    exp2,
+    fill,
+    fma,
+    fnma,
+    largest,
+    load,
+    minimum,
+    multiply,
+    select,
+    store,
+    subtract,
+    transpose,
+)
+from nfc_gs.kernels.tiles import (
+    BLOCK,
+    BLOCKS,
+    LOG_OPACITY,
+    MEAN_X,
+    MEAN_Y,
+    OPACITY,
+    ROOT_P,
+    ROOT_Q,
+    ROOT_R,
+    TILE,
+    list_block,
+    touch_blocks,
+)
+
+GROUP = 4
+# A splat as one tile sees it: |U d|² = (U0 + P x + Q y)² + (V0 + R y)² with x, y from the tile's middle; then its channels.
+U0, V0, P, Q, R, E0 = 0, 1, 2, 3, 4, 5
+LOCAL = 8
+# A splat's gradient within one tile: moments of q, sums of |d loss / d mean|, then its channels.
+S1, SX, SY, SXX, SXY, SYY, ABS_X, ABS_Y = 0, 1, 2, 3, 4, 5, 6, 7
+# A splat's gradient over all tiles: sums of q times u, v, u², u v, v², 1, then |d mean|, then its channels.
+GU, GV, GUU, GUV, GVV, G1 = 0, 1, 2, 3, 4, 5
+# Weights are kept for so many splats before they meet the channels: few enough for the nearest cache.
+_BATCH = 64
+
+_RELAXED = {"nsz", "contract", "reassoc", "arcp"}
+_SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
+_ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+_ALL = np.uint32(2**LANES - 1)
+# The root of the inverse covariance is scaled by the square root of this.
+_SCALE = np.float32(0.5 / np.log(2))
+# Where in a block its lanes lie, from the middle of a tile to that of its first block's first pixel.
+_LANE_X = np.tile(np.arange(BLOCK, dtype=np.float32), BLOCK) - np.float32(TILE / 2 - 0.5)
+_LANE_Y = np.repeat(np.arange(BLOCK, dtype=np.float32), BLOCK) - np.float32(TILE / 2 - 0.5)
+
+
+class Limits(NamedTuple):
+    """Where compositing cuts off, as float32: see `core.rendering`; `log_alpha_min` to base 2."""
+
+    log_alpha_min: np.float32
+    alpha_max: np.float32
+    transmittance_min: np.float32
+
+
+class Lists(NamedTuple):
+    """The splats by depth and by tile (see `tiles`), and the picture they are for."""
+
+    order: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+    groups: np.ndarray
+    ranks: np.ndarray
+    touches: np.ndarray
+    width: int
+    height: int
+    across: int
+    longest: int
+
+
+@njit(**_SETTINGS)
+def _localize(lists, tile, values, stride, local):
+    """Writes the rows of a tile's splats, with their channels, to `local`."""
+    channels = values.shape[1]
+    middle_x = float32(tile % lists.across * TILE + TILE // 2)
+    middle_y = float32(tile // lists.across * TILE + TILE // 2)
+    first = lists.starts[tile]
+    for k in range(lists.starts[tile + 1] - first):
+        rank = lists.ranks[first + k]
+        row = lists.rows[rank]
+        at = k * stride
+        x, y = middle_x - row[MEAN_X], middle_y - row[MEAN_Y]
+        local[at + U0] = row[ROOT_P] * x + row[ROOT_Q] * y
+        local[at + V0] = row[ROOT_R] * y
+        local[at + P], local[at + Q], local[at + R] = row[ROOT_P], row[ROOT_Q], row[ROOT_R]
+        local[at + E0] = row[LOG_OPACITY]
+        i = lists.order[rank]
+        for channel in range(channels):
+            local[at + LOCAL + channel] = values[i, channel]
+
+
+@njit(**_SETTINGS)
+def _inside(lists, tile, block):
+    """Ones in the lanes of a block that lie in the picture, zeros in the others."""
+    x = lists.width - (tile % lists.across * TILE + block % 4 * BLOCK)
+    y = lists.height - (tile // lists.across * TILE + block // 4 * BLOCK)
+    one, zero = fill(_ONE), fill(_ZERO)
+    right = fill(float32(x) - float32(TILE / 2))
+    bottom = fill(float32(y) - float32(TILE / 2))
+    return select(above(right, load(_LANE_X, 0)), select(above(bottom, load(_LANE_Y, 0)), one, zero), zero)
+
+
+@njit(**_SETTINGS)
+def composite(
+    first, step, lists, values, background, limits, transmittances, stops, channels_out, alpha_out
+):  # fmt: skip
+    """Draws tiles first, first + step, ...: writes channels_out [H W C] and alpha_out [H W].
+
+    Also writes what `composite_backward` needs: which splats touch which block (`lists.touches`), and for each of the
+    tiles' 256 pixels, block by block, the transmittance left and the number of splats of its block that it looked at.
+    """
+    channels = values.shape[1]
+    groups = (channels + GROUP - 1) // GROUP
+    stride = LOCAL + groups * GROUP
+    room = (lists.longest + LANES - 1) // LANES * LANES + LANES
+    shapes = np.empty(8 * room, np.float32)
+    local = np.zeros(room * stride, np.float32)
+    listed = np.empty(room, np.int32)
+    weights = np.empty(_BATCH * LANES, np.float32)
+    sums = np.empty(groups * GROUP * LANES, np.float32)
+    for tile in range(first, lists.starts.size - 1, step):
+        begin, end = lists.starts[tile], lists.starts[tile + 1]
+        left, top = tile % lists.across * TILE, tile // lists.across * TILE
+        touches = lists.touches[lists.groups[tile] * BLOCKS : lists.groups[tile + 1] * BLOCKS]
+        touch_blocks(lists.rows, lists.ranks[begin:end], float32(left), float32(top), shapes, touches)
+        _localize(lists, tile, values, stride, local)
+        for block in range(BLOCKS):
+            x, y = left + block % 4 * BLOCK, top + block // 4 * BLOCK
+            if x >= lists.width or y >= lists.height:
+                continue
+            count = list_block(touches, touches.size // BLOCKS, block, listed)
+            sums[:] = _ZERO
+            state = (tile * BLOCKS + block) * LANES
+            _composite_block(
+                listed[:count], local, stride, block, limits, _inside(lists, tile, block), weights, sums,
+                transmittances, stops, state,
+            )  # fmt: skip
+            for lane in range(LANES):
+                row, column = y + lane // BLOCK, x + lane % BLOCK
+                if row < lists.height and column < lists.width:
+                    left_over = transmittances[state + lane]
+                    alpha_out[row, column] = _ONE - left_over
+                    for channel in range(channels):
+                        sum = sums[channel * LANES + lane]
+                        channels_out[row, column, channel] = sum + left_over * background[channel]
+
+
+@njit(**_SETTINGS)
+def _composite_block(listed, local, stride, block, limits, through, weights, sums, transmittances, stops, state):
+    """One block: adds the weighted channels to `sums` [C 16]; writes transmittances and stops [state : state + 16].
+
+    `through` is the transmittance at the start: 1 in the picture, and 0, thus stopped, outside.
+    """
+    x = add(load(_LANE_X, 0), fill(float32(block % 4 * BLOCK)))
+    y = add(load(_LANE_Y, 0), fill(float32(block // 4 * BLOCK)))
+    zero = fill(_ZERO)
+    alpha_max, faintest = fill(limits.alpha_max), fill(limits.log_alpha_min)
+    darkest = fill(limits.transmittance_min)
+    store(transmittances, state, through)
+    store(stops, state, zero)
+    living = bits(above(through, darkest))
+    begin = 0
+    while begin < listed.size and living != 0:
+        used = 0
+        for k in range(begin, min(begin + _BATCH, listed.size)):
+            at = listed[k] * stride
+            u = fma(broadcast(local, at + P), x, fma(broadcast(local, at + Q), y, broadcast(local, at + U0)))
+            v = fma(broadcast(local, at + R), y, broadcast(local, at + V0))
+            exponent = fnma(u, u, fnma(v, v, broadcast(local, at + E0)))
+            alpha = select(at_least(exponent, faintest), minimum(exp2(exponent), alpha_max), zero)
+            weight = multiply(alpha, through)
+            after = subtract(through, weight)
+            alive = above(after, darkest)
+            store(weights, used * LANES, select(alive, weight, zero))
+            used += 1
+            now = bits(alive)
+            if now != living:
+                # Rare: some pixels stop here, before this splat. `through` falls on and so they stay stopped.
+                before = load(transmittances, state)
+                seen = fill(float32(k))
+                was_alive = above(through, darkest)
+                store(transmittances, state, select(was_alive, select(alive, before, through), before))
+                store(stops, state, select(was_alive, select(alive, load(stops, state), seen), load(stops, state)))
+                living = now
+                if living == 0:
+                    break
+            through = after
+        for group in range(0, stride - LOCAL, GROUP):
+            a, b = load(sums, group * LANES), load(sums, (group + 1) * LANES)
+            c, d = load(sums, (group + 2) * LANES), load(sums, (group + 3) * LANES)
+            for k in range(used):
+                weight = load(weights, k * LANES)
+                at = listed[begin + k] * stride + LOCAL + group
+                a, b = fma(weight, broadcast(local, at), a), fma(weight, broadcast(local, at + 1), b)
+                c, d = fma(weight, broadcast(local, at + 2), c), fma(weight, broadcast(local, at + 3), d)
+            store(sums, group * LANES, a)
+            store(sums, (group + 1) * LANES, b)
+            store(sums, (group + 2) * LANES, c)
+            store(sums, (group + 3) * LANES, d)
+        begin += used
+    alive = above(through, darkest)
+    if living != 0:
+        store(transmittances, state, select(alive, through, load(transmittances, state)))
+        store(stops, state, select(alive, fill(float32(listed.size)), load(stops, state)))
+
+
+@njit(**_SETTINGS)
+def composite_backward(
+    first, step, lists, values, background, limits, transmittances, stops, grad_channels, grad_alpha, absgrad, gradients
+):
+    """Adds the gradients of the splats, in tiles first, first + step, ..., to `gradients` [splats 8 + C], by rank.
+
+    See GU, ... for the columns; ABS_X and ABS_Y only if `absgrad`. `transmittances` and `stops` are from `composite`.
+    """
+    channels = values.shape[1]
+    groups = (channels + GROUP - 1) // GROUP
+    stride = LOCAL + groups * GROUP
+    room = (lists.longest + LANES - 1) // LANES * LANES + LANES
+    local = np.zeros(room * stride, np.float32)
+    listed = np.empty(room, np.int32)
+    incoming = np.zeros(groups * GROUP * LANES, np.float32)
+    behind = np.empty(LANES, np.float32)
+    # A row more than there are splats, into which unused lanes are added.
+    sums = np.empty(room * stride, np.float32)
+    batch = np.zeros((4, LANES * LANES), np.float32)
+    starts = np.empty(LANES, np.int64)
+    for tile in range(first, lists.starts.size - 1, step):
+        count_in_tile = lists.starts[tile + 1] - lists.starts[tile]
+        if count_in_tile == 0:
+            continue
+        left, top = tile % lists.across * TILE, tile // lists.across * TILE
+        touches = lists.touches[lists.groups[tile] * BLOCKS : lists.groups[tile + 1] * BLOCKS]
+        _localize(lists, tile, values, stride, local)
+        sums[: count_in_tile * stride] = _ZERO
+        for block in range(BLOCKS):
+            x, y = left + block % 4 * BLOCK, top + block // 4 * BLOCK
+            if x >= lists.width or y >= lists.height:
+                continue
+            state = (tile * BLOCKS + block) * LANES
+            if not largest(load(stops, state)) > 0:
+                continue
+            list_block(touches, touches.size // BLOCKS, block, listed)
+            for lane in range(LANES):
+                row, column = y + lane // BLOCK, x + lane % BLOCK
+                inside = row < lists.height and column < lists.width
+                total = _ZERO
+                for channel in range(channels):
+                    value = grad_channels[row, column, channel] if inside else _ZERO
+                    incoming[channel * LANES + lane] = value
+                    total += value * background[channel]
+                behind[lane] = transmittances[state + lane] * (total - grad_alpha[row, column]) if inside else _ZERO
+            _composite_block_backward(
+                listed, local, stride, block, limits, load(transmittances, state), load(stops, state),
+                load(behind, 0), incoming, absgrad, count_in_tile * stride, batch, starts, sums,
+            )  # fmt: skip
+        _gather_moments(lists, tile, channels, stride, local, sums, absgrad, gradients)
+
+
+@njit(**_SETTINGS)
+def _composite_block_backward(
+    listed, local, stride, block, limits, through, stops, behind, incoming, absgrad, unused, batch, starts, sums
+):
+    """One block: adds its splats' moments and channel sums to `sums`, rows of `stride`; `unused` is where a spare row is.
+
+    `through` is the transmittance behind all, `behind` S behind all, `incoming` v [C 16].
+    """
+    x = add(load(_LANE_X, 0), fill(float32(block % 4 * BLOCK)))
+    y = add(load(_LANE_Y, 0), fill(float32(block // 4 * BLOCK)))
+    zero, one = fill(_ZERO), fill(_ONE)
+    left, top = float32(block % 4 * BLOCK - 7.5), float32(block // 4 * BLOCK - 7.5)
+    alpha_max, faintest = fill(limits.alpha_max), fill(limits.log_alpha_min)
+    products, weights, absolute_x, absolute_y = batch[0], batch[1], batch[2], batch[3]
+    k = int(largest(stops)) - 1
+    while k >= 0:
+        used = 0
+        while k >= 0 and used < LANES:
+            at = listed[k] * stride
+            root_p, root_q, root_r = broadcast(local, at + P), broadcast(local, at + Q), broadcast(local, at + R)
+            u = fma(root_p, x, fma(root_q, y, broadcast(local, at + U0)))
+            v = fma(root_r, y, broadcast(local, at + V0))
+            exponent = fnma(u, u, fnma(v, v, broadcast(local, at + E0)))
+            seen = select(above(stops, fill(float32(k))), exponent, fill(float32(-1000)))
+            mask = at_least(seen, faintest)
+            raw = select(mask, exp2(exponent), zero)
+            alpha = minimum(raw, alpha_max)
+            inverse = divide(one, subtract(one, alpha))
+            through = multiply(through, inverse)
+            dot = multiply(broadcast(local, at + LOCAL), load(incoming, 0))
+            for channel in range(1, stride - LOCAL):
+                dot = fma(broadcast(local, at + LOCAL + channel), load(incoming, channel * LANES), dot)
+            weight = multiply(alpha, through)
+            by_alpha = fnma(behind, inverse, multiply(through, dot))
+            behind = fma(weight, dot, behind)
+            product = select(at_most(raw, alpha_max), multiply(raw, by_alpha), zero)
+            store(products, used * LANES, product)
+            store(weights, used * LANES, weight)
+            if absgrad:
+                store(absolute_x, used * LANES, absolute(multiply(product, multiply(root_p, u))))
+                store(absolute_y, used * LANES, absolute(multiply(product, fma(root_q, u, multiply(root_r, v)))))
+            starts[used] = at
+            used += bits(mask) != 0
+            k -= 1
+        if used > 0:
+            for lane in range(used, LANES):
+                starts[lane] = unused
+            _add_moments(products, left, top, absgrad, absolute_x, absolute_y, starts, sums)
+            transpose(weights)
+            for group in range(0, stride - LOCAL, GROUP):
+                a, b, c, d = zero, zero, zero, zero
+                for pixel in range(LANES):
+                    weight = load(weights, pixel * LANES)
+                    at = group * LANES + pixel
+                    a, b = fma(weight, broadcast(incoming, at), a), fma(weight, broadcast(incoming, at + LANES), b)
+                    c, d = (
+                        fma(weight, broadcast(incoming, at + 2 * LANES), c),
+                        fma(weight, broadcast(incoming, at + 3 * LANES), d),
+                    )
+                add_columns(sums, starts, LOCAL + group, a, b, c, d)
+
+
+@njit(**_SETTINGS)
+def _column_sum(matrix):
+    """The sum of the 16 rows of a matrix [256]."""
+    total = load(matrix, 0)
+    for row in range(1, LANES):
+        total = add(total, load(matrix, row * LANES))
+    return total
+
+
+@njit(**_SETTINGS)
+def _add_moments(products, left, top, absgrad, absolute_x, absolute_y, starts, sums):
+    """Adds the moments of 16 splats' products [splats pixels] about the tile's middle to their rows of `sums`.
+
+    `left` and `top` are the block's first pixel, from the tile's middle.
+    """
+    transpose(products)
+    zero = fill(_ZERO)
+    one, two, three = fill(_ONE), fill(float32(2)), fill(float32(3))
+    four, nine = fill(float32(4)), fill(float32(9))
+    # About the block's first pixel: by rows, then over the rows.
+    s, sx, sy, sxx, sxy, syy = zero, zero, zero, zero, zero, zero
+    for row in range(BLOCK):
+        a, b = load(products, row * 64), load(products, row * 64 + 16)
+        c, d = load(products, row * 64 + 32), load(products, row * 64 + 48)
+        row_s = add(add(a, b), add(c, d))
+        row_x = fma(three, d, fma(two, c, b))
+        row_xx = fma(nine, d, fma(four, c, b))
+        factor = fill(float32(row))
+        s, sx, sxx = add(s, row_s), add(sx, row_x), add(sxx, row_xx)
+        if row > 0:
+            sy, sxy = fma(factor, row_s, sy), fma(factor, row_x, sxy)
+            syy = fma(fill(float32(row * row)), row_s, syy)
+    # Moved by the first pixel's place from the tile's middle.
+    by_x, by_y = fill(left), fill(top)
+    to_x, to_y = fma(by_x, s, sx), fma(by_y, s, sy)
+    sxx = fma(by_x, add(sx, to_x), sxx)
+    syy = fma(by_y, add(sy, to_y), syy)
+    sxy = add(sxy, fma(by_x, sy, fma(by_y, sx, multiply(multiply(by_x, by_y), s))))
+    add_columns(sums, starts, S1, s, to_x, to_y, sxx)
+    if absgrad:
+        transpose(absolute_x)
+        transpose(absolute_y)
+        add_columns(sums, starts, SXY, sxy, syy, _column_sum(absolute_x), _column_sum(absolute_y))
+    else:
+        add_columns(sums, starts, SXY, sxy, syy, zero, zero)
+
+
+@njit(**_SETTINGS)
+def _gather_moments(lists, tile, channels, stride, local, sums, absgrad, gradients):
+    """Adds a tile's `sums` to its splats' `gradients`, the moments of place made into moments of u and v."""
+    first = lists.starts[tile]
+    for k in range(lists.starts[tile + 1] - first):
+        at = k * stride
+        u0, v0, p, q, r = local[at + U0], local[at + V0], local[at + P], local[at + Q], local[at + R]
+        s, sx, sy = sums[at + S1], sums[at + SX], sums[at + SY]
+        sxx, sxy, syy = sums[at + SXX], sums[at + SXY], sums[at + SYY]
+        su, sv = u0 * s + p * sx + q * sy, v0 * s + r * sy
+        sux, suy = u0 * sx + p * sxx + q * sxy, u0 * sy + p * sxy + q * syy
+        gradient = gradients[lists.ranks[first + k]]
+        gradient[GU] += su
+        gradient[GV] += sv
+        gradient[GUU] += u0 * su + p * sux + q * suy
+        gradient[GUV] += v0 * su + r * suy
+        gradient[GVV] += v0 * sv + r * (v0 * sy + r * syy)
+        gradient[G1] += s
+        if absgrad:
+            gradient[ABS_X] += sums[at + ABS_X]
+            gradient[ABS_Y] += sums[at + ABS_Y]
+        for channel in range(channels):
+            gradient[LOCAL + channel] += sums[at + LOCAL + channel]
+
+
+@njit(**_SETTINGS)
+def spread_gradients(
+    first, last, lists, gradients, grad_means2d, grad_covariances, grad_opacities, grad_values, grad_absolute
+):
+    """Adds up the threads' `gradients` [threads splats 8 + C] of ranks first .. last - 1, in the inputs' own terms.
+
+    The gradient of -|U d|²/2 by the mean is Uᵀ U d, and by the covariance (Uᵀ U d)(Uᵀ U d)ᵀ / 2; `grad_covariances` holds
+    (xx, xy, yy) with xy for both corners. Writes all but the rows of splats that are not drawn.
+    """
+    row = np.empty(gradients.shape[2], np.float32)
+    scale = _ONE / _SCALE
+    for rank in range(first, last):
+        row[:] = gradients[0, rank]
+        for thread in range(1, gradients.shape[0]):
+            for column in range(row.size):
+                row[column] += gradients[thread, rank, column]
+        i = lists.order[rank]
+        p, q, r = lists.rows[rank, ROOT_P], lists.rows[rank, ROOT_Q], lists.rows[rank, ROOT_R]
+        # d is from the mean to the pixel here: a splat grows where its mean comes nearer.
+        grad_means2d[i, 0] = scale * p * row[GU]
+        grad_means2d[i, 1] = scale * (q * row[GU] + r * row[GV])
+        square = scale * scale
+        grad_covariances[i, 0] = square * _HALF * p * p * row[GUU]
+        grad_covariances[i, 1] = square * p * (q * row[GUU] + r * row[GUV])
+        grad_covariances[i, 2] = square * _HALF * (q * (q * row[GUU] + (r + r) * row[GUV]) + r * r * row[GVV])
+        grad_opacities[i] = row[G1] / lists.rows[rank, OPACITY]
+        grad_absolute[i, 0] = scale * row[ABS_X]
+        grad_absolute[i, 1] = scale * row[ABS_Y]
+        for channel in range(grad_values.shape[1]):
+            grad_values[i, channel] = row[LOCAL + channel]

@@ -1,0 +1,286 @@
+"""Which splats meet which part of the picture, nearest first.
+
+The picture is cut into tiles of 16 x 16 pixels, a tile into blocks of 4 x 4, whose sixteen pixels are the lanes of one SIMD
+value. The drawn splats are sorted by depth once; a counting sort then deals them to the tiles they touch, which keeps their
+order; and within a tile a bit says which of its splats touch which block.
+
+"Touch" is exact but for a hair's breadth: the splat is the ellipse in which its alpha reaches 1/255, and within a strip of
+pixel rows an ellipse covers one interval, found from its root (see `projection`). So no pixel looks at a splat it need not
+see, which is worth a factor of 1.6 to 9 over looking at all splats of a tile.
+"""
+
+import math
+
+import numpy as np
+from numba import float32, int32, njit
+
+from nfc_gs.kernels.simd import (
+    LANES,
+    above,
+    add,
+    at_least,
+    at_most,
+    bits,
+    both,
+    fill,
+    fma,
+    fnma,
+    load,
+    maximum,
+    minimum,
+    multiply,
+    sqrt,
+    subtract,
+)
+
+TILE = 16
+BLOCK = 4
+BLOCKS = (TILE // BLOCK) ** 2
+
+# A splat's row of 16 numbers (64 bytes, one line of cache), lengths in pixels. The root is scaled so that the squares sum
+# to a base-2 exponent: alpha = 2^(LOG_OPACITY - |U d|²).
+MEAN_X, MEAN_Y, ROOT_P, ROOT_Q, ROOT_R, LOG_OPACITY, OPACITY = 0, 1, 2, 3, 4, 5, 6
+# |U d|² where alpha is 1/255; half the ellipse's height; the y of its rightmost point; columns its middle shifts a row; 1 / p.
+REACH, HALF_HEIGHT, RIGHTMOST, SLANT, WIDTH = 7, 8, 9, 10, 11
+ROW = 16
+
+# Widens the ellipse by more than float32 can be wrong, and less than matters to speed.
+_SLACK = np.float32(1.0005)
+_HAIR = np.float32(1e-3)
+_ROOT_SCALE = np.float32(math.sqrt(0.5 / math.log(2)))
+_LOG2_E = np.float32(1 / math.log(2))
+_RELAXED = {"nsz", "contract", "reassoc", "arcp"}
+_SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
+_ZERO, _HALF = np.float32(0), np.float32(0.5)
+_TILE_INVERSE = np.float32(1 / TILE)
+
+# For each byte, the numbers of its set bits, in order: LANES_OF_BYTE[8 * byte : 8 * byte + popcount].
+_LANES_OF_BYTE = np.zeros(256 * 8, np.int32)
+_COUNT_OF_BYTE = np.array([bin(byte).count("1") for byte in range(256)], np.int32)
+for _byte in range(256):
+    _set = [bit for bit in range(8) if _byte >> bit & 1]
+    _LANES_OF_BYTE[8 * _byte : 8 * _byte + len(_set)] = _set
+
+
+@njit(**_SETTINGS)
+def nearest_first(depths, keys, radii):
+    """The indices int32 of the drawn splats (radii not 0) by rising depth, equal depths by index.
+
+    `keys` are the bits of `depths` as uint32, which order as the depths do because those are positive. A radix sort, over
+    only those bits in which the depths differ.
+    """
+    drawn = 0
+    smallest, largest = np.uint32(0xFFFFFFFF), np.uint32(0)
+    key = np.empty(depths.size, np.uint32)
+    index = np.empty(depths.size, np.int32)
+    for i in range(depths.size):
+        if radii[i, 0] > 0:
+            key[drawn] = keys[i]
+            index[drawn] = i
+            smallest, largest = min(smallest, keys[i]), max(largest, keys[i])
+            drawn += 1
+    key, index = key[:drawn], index[:drawn]
+    if drawn < 2:
+        return index
+    for k in range(drawn):
+        key[k] -= smallest
+    width = 0
+    while width < 32 and (largest - smallest) >> np.uint32(width) > 0:
+        width += 1
+    passes = (width + 11) // 12
+    if passes == 0:
+        return index
+    digit = (width + passes - 1) // passes
+    mask = np.uint32((1 << digit) - 1)
+    place = np.empty(1 << digit, np.int64)
+    other_key, other_index = np.empty_like(key), np.empty_like(index)
+    for number in range(passes):
+        shift = np.uint32(number * digit)
+        place[:] = 0
+        for k in range(drawn):
+            place[(key[k] >> shift) & mask] += 1
+        start = 0
+        for value in range(place.size):
+            count = place[value]
+            place[value] = start
+            start += count
+        for k in range(drawn):
+            value = (key[k] >> shift) & mask
+            at = place[value]
+            place[value] = at + 1
+            other_key[at] = key[k]
+            other_index[at] = index[k]
+        key, other_key = other_key, key
+        index, other_index = other_index, index
+    return index
+
+
+@njit(**_SETTINGS)
+def _write_row(rows, rank, i, means2d, covariances, roots, opacities, alpha_min):
+    """What compositing and the search for tiles need of splat i, in its row."""
+    p, q, r = roots[i, 0] * _ROOT_SCALE, roots[i, 1] * _ROOT_SCALE, roots[i, 2] * _ROOT_SCALE
+    xx, xy, yy = covariances[i, 0], covariances[i, 1], covariances[i, 2]
+    opacity = opacities[i]
+    reach = math.log(opacity / alpha_min) * _LOG2_E
+    reach = (reach + float32(1e-4)) * _SLACK
+    distance = math.sqrt(reach)
+    rows[rank, MEAN_X], rows[rank, MEAN_Y] = means2d[i, 0], means2d[i, 1]
+    rows[rank, ROOT_P], rows[rank, ROOT_Q], rows[rank, ROOT_R] = p, q, r
+    rows[rank, LOG_OPACITY], rows[rank, OPACITY] = math.log(opacity) * _LOG2_E, opacity
+    rows[rank, REACH] = reach
+    rows[rank, HALF_HEIGHT] = distance / r
+    rows[rank, RIGHTMOST] = distance / _ROOT_SCALE * xy / math.sqrt(xx)
+    rows[rank, SLANT] = xy / yy
+    rows[rank, WIDTH] = float32(1) / p
+
+
+@njit(**_SETTINGS)
+def _tile_of(pixel, tiles):
+    """The tile of the last pixel centre at or before a coordinate given in pixel centres; clamped to -1 .. `tiles`."""
+    return int(math.floor(min(max(pixel * _TILE_INVERSE, float32(-1)), float32(tiles))))
+
+
+@njit(**_SETTINGS)
+def _columns(row, y0, y1, tiles):
+    """The first and last tile column in which the ellipse has pixel centres with y0 <= y <= y1 (y from its middle)."""
+    half_height, reach = row[HALF_HEIGHT], row[REACH]
+    y0, y1 = max(y0, -half_height), min(y1, half_height)
+    right, left = min(max(row[RIGHTMOST], y0), y1), min(max(-row[RIGHTMOST], y0), y1)
+    right_v, left_v = row[ROOT_R] * right, row[ROOT_R] * left
+    x1 = row[MEAN_X] + row[SLANT] * right + row[WIDTH] * math.sqrt(max(reach - right_v * right_v, _ZERO))
+    x0 = row[MEAN_X] + row[SLANT] * left - row[WIDTH] * math.sqrt(max(reach - left_v * left_v, _ZERO))
+    first = _tile_of(math.ceil(x0 - _HALF - _HAIR), tiles)
+    last = _tile_of(math.floor(x1 - _HALF + _HAIR), tiles)
+    return max(first, 0), min(last, tiles - 1)
+
+
+@njit(**_SETTINGS)
+def find_tiles(order, first, last, means2d, covariances, roots, opacities, alpha_min, rows, counts, across, down):
+    """Writes rows first .. last - 1 of the splats in `order`, and finds the tiles each of them touches.
+
+    Adds to `counts` [tiles] how many splats touch a tile. Returns pairs (tile, rank), both int32, by rising rank.
+    """
+    room = (last - first) * 4 + 64
+    tiles, ranks = np.empty(room, np.int32), np.empty(room, np.int32)
+    found = 0
+    for rank in range(first, last):
+        _write_row(rows, rank, order[rank], means2d, covariances, roots, opacities, alpha_min)
+        row = rows[rank]
+        top = row[MEAN_Y] - row[HALF_HEIGHT] - _HALF
+        bottom = row[MEAN_Y] + row[HALF_HEIGHT] - _HALF
+        for tile_y in range(max(_tile_of(top, down), 0), min(_tile_of(bottom, down), down - 1) + 1):
+            y0 = float32(tile_y * TILE) + _HALF - row[MEAN_Y]
+            y1 = y0 + float32(TILE - 1)
+            if y1 < -row[HALF_HEIGHT] or y0 > row[HALF_HEIGHT]:
+                continue
+            x0, x1 = _columns(row, y0, y1, across)
+            if found + x1 - x0 + 1 > room:
+                room = room * 2 + across
+                more_tiles, more_ranks = np.empty(room, np.int32), np.empty(room, np.int32)
+                more_tiles[:found], more_ranks[:found] = tiles[:found], ranks[:found]
+                tiles, ranks = more_tiles, more_ranks
+            for tile_x in range(x0, x1 + 1):
+                tile = tile_y * across + tile_x
+                counts[tile] += 1
+                tiles[found], ranks[found] = tile, rank
+                found += 1
+    return tiles[:found], ranks[:found]
+
+
+@njit(**_SETTINGS)
+def lay_out(counts, starts):
+    """Where each tile's list starts: fills `starts` [tiles + 1], and turns `counts` [threads tiles] into first places.
+
+    Within a tile a thread's splats come after those of the threads before it, which had the nearer splats.
+    """
+    total = 0
+    for tile in range(counts.shape[1]):
+        starts[tile] = total
+        for thread in range(counts.shape[0]):
+            count = counts[thread, tile]
+            counts[thread, tile] = total
+            total += count
+    starts[counts.shape[1]] = total
+
+
+@njit(**_SETTINGS)
+def deal(tiles, ranks, places, lists):
+    """Writes every rank to its tile's list, at the tile's next place."""
+    for k in range(tiles.size):
+        tile = tiles[k]
+        lists[places[tile]] = ranks[k]
+        places[tile] += 1
+
+
+@njit(**_SETTINGS)
+def groups_before(starts, groups):
+    """The number of groups of 16 splats in all tiles before each tile: fills `groups` [tiles + 1]."""
+    total = 0
+    for tile in range(starts.size - 1):
+        groups[tile] = total
+        total += (starts[tile + 1] - starts[tile] + LANES - 1) // LANES
+    groups[starts.size - 1] = total
+
+
+@njit(**_SETTINGS)
+def touch_blocks(rows, splats, left, top, shapes, touches):
+    """Which of a tile's splats touch which of its blocks.
+
+    `splats` are ranks; `left` and `top` the tile's corner; `shapes` scratch of 8 x (16 * groups) floats. Bit i of
+    `touches[16 * group + block]` (uint16) is set if splat 16 * group + i touches the block.
+    """
+    count = splats.size
+    groups = (count + LANES - 1) // LANES
+    pitch = groups * LANES
+    for k in range(count):
+        row = rows[splats[k]]
+        shapes[k] = row[MEAN_X] - left - _HALF
+        shapes[pitch + k] = row[MEAN_Y] - top - _HALF
+        shapes[2 * pitch + k] = row[ROOT_R]
+        shapes[3 * pitch + k] = row[REACH]
+        shapes[4 * pitch + k] = row[HALF_HEIGHT]
+        shapes[5 * pitch + k] = row[RIGHTMOST]
+        shapes[6 * pitch + k] = row[SLANT]
+        shapes[7 * pitch + k] = row[WIDTH]
+    for part in range(8):
+        for k in range(count, pitch):
+            # A height of -1 touches nothing.
+            shapes[part * pitch + k] = float32(-1)
+    zero = fill(_ZERO)
+    for group in range(groups):
+        k = group * LANES
+        x, y = load(shapes, k), load(shapes, pitch + k)
+        root_r, reach = load(shapes, 2 * pitch + k), load(shapes, 3 * pitch + k)
+        half_height, rightmost = load(shapes, 4 * pitch + k), load(shapes, 5 * pitch + k)
+        slant, width = load(shapes, 6 * pitch + k), load(shapes, 7 * pitch + k)
+        for strip in range(4):
+            y0, y1 = subtract(fill(float32(4 * strip)), y), subtract(fill(float32(4 * strip + 3)), y)
+            inside = both(at_least(y1, subtract(zero, half_height)), at_most(y0, half_height))
+            y0, y1 = maximum(y0, subtract(zero, half_height)), minimum(y1, half_height)
+            right = minimum(maximum(rightmost, y0), y1)
+            left_y = minimum(maximum(subtract(zero, rightmost), y0), y1)
+            right_v, left_v = multiply(root_r, right), multiply(root_r, left_y)
+            x1 = fma(width, sqrt(maximum(fnma(right_v, right_v, reach), zero)), fma(slant, right, x))
+            x0 = fnma(width, sqrt(maximum(fnma(left_v, left_v, reach), zero)), fma(slant, left_y, x))
+            for column in range(4):
+                hit = both(
+                    at_least(x1, fill(float32(4 * column) - _HAIR)), at_most(x0, fill(float32(4 * column + 3) + _HAIR))
+                )
+                touches[group * BLOCKS + strip * 4 + column] = bits(both(inside, hit))
+
+
+@njit(**_SETTINGS)
+def list_block(touches, groups, block, listed):
+    """Writes the numbers, within the tile, of the splats that touch a block to `listed`; returns how many.
+
+    `listed` must have room for eight more than the splats of the tile.
+    """
+    count = 0
+    for group in range(groups):
+        word = int32(touches[group * BLOCKS + block])
+        for byte, lane in ((word & 255, 0), (word >> 8, 8)):
+            base = int32(group * LANES + lane)
+            for i in range(8):
+                listed[count + i] = _LANES_OF_BYTE[8 * byte + i] + base
+            count += _COUNT_OF_BYTE[byte]
+    return count

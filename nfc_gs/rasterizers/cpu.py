@@ -1,0 +1,249 @@
+"""Tiled, threaded SIMD rasterization on the CPU, by Numba kernels behind torch's autograd."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nfc_gs.config import spec
+from nfc_gs.core.camera import Camera
+from nfc_gs.core.gaussians import Splats
+from nfc_gs.core.rendering import ALPHA_MAX, ALPHA_MIN, SCREEN_BLUR, TRANSMITTANCE_MIN, Rendering
+from nfc_gs.kernels import compositing, projection, tiles
+from nfc_gs.kernels.threads import part, share
+from nfc_gs.rasterizers.base import Rasterizer
+
+_LIMITS = compositing.Limits(np.float32(math.log2(ALPHA_MIN)), np.float32(ALPHA_MAX), np.float32(TRANSMITTANCE_MIN))
+
+
+def _pinhole(camera: Camera) -> projection.Pinhole:
+    matrix = camera.world_to_camera.detach().to(torch.float32).numpy()
+    (fx, fy), (cx, cy) = camera.focal, camera.centre
+    margin_x, margin_y = 0.3 * 0.5 * camera.width / fx, 0.3 * 0.5 * camera.height / fy
+    numbers = (
+        *(fx, fy, cx, cy, camera.width, camera.height, camera.near),
+        *(-cx / fx - margin_x, (camera.width - cx) / fx + margin_x),
+        *(-cy / fy - margin_y, (camera.height - cy) / fy + margin_y),
+        *(SCREEN_BLUR, ALPHA_MIN),
+    )
+    return projection.Pinhole(
+        tuple(matrix[:3, :3].reshape(-1)), tuple(matrix[:3, 3]), *(np.float32(number) for number in numbers)
+    )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The tensor's own memory where it is contiguous float32, else a copy."""
+    return tensor.detach().to(torch.float32).contiguous().numpy()
+
+
+class _Project(torch.autograd.Function):
+    """Means, quats and scales to positions, covariances and depths; also roots and radii, which have no gradient."""
+
+    @staticmethod
+    def forward(ctx, means, quats, scales, opacities, camera):
+        count, threads = len(means), torch.get_num_threads()
+        inputs = tuple(map(_array, (means, quats, scales)))
+        means2d, covariances, roots = (np.empty((count, size), np.float32) for size in (2, 3, 3))
+        depths, radii = np.empty(count, np.float32), np.empty((count, 2), np.int32)
+        outputs = (means2d, covariances, roots, depths, radii)
+        faces = _array(opacities)
+        share(
+            lambda number: projection.project(*part(count, number, threads), *inputs, faces, camera, *outputs), threads
+        )
+        ctx.inputs, ctx.camera, ctx.radii = inputs, camera, radii
+        results = tuple(map(torch.from_numpy, outputs))
+        ctx.mark_non_differentiable(results[2], results[4])
+        return results
+
+    @staticmethod
+    def backward(ctx, grad_means2d, grad_covariances, grad_roots, grad_depths, grad_radii):
+        count, threads = len(ctx.radii), torch.get_num_threads()
+        incoming = tuple(map(_array, (grad_means2d, grad_covariances, grad_depths)))
+        outgoing = tuple(np.empty((count, size), np.float32) for size in (3, 4, 3))
+        share(
+            lambda number: projection.project_backward(
+                *part(count, number, threads), *ctx.inputs, ctx.camera, ctx.radii, *incoming, *outgoing
+            ),
+            threads,
+        )
+        return *map(torch.from_numpy, outgoing), None, None
+
+
+def _lists(
+    means2d: np.ndarray,
+    covariances: np.ndarray,
+    roots: np.ndarray,
+    opacities: np.ndarray,
+    depths: np.ndarray,
+    radii: np.ndarray,
+    camera: Camera,
+    threads: int,
+) -> compositing.Lists:
+    """The splats by depth, and for each tile those that touch it."""
+    across, down = -(-camera.width // tiles.TILE), -(-camera.height // tiles.TILE)
+    order = tiles.nearest_first(depths, depths.view(np.uint32), radii)
+    rows = np.empty((len(order), tiles.ROW), np.float32)
+    counts = np.zeros((threads, across * down), np.int64)
+    found = share(
+        lambda number: tiles.find_tiles(
+            order, *part(len(order), number, threads), means2d, covariances, roots, opacities,
+            np.float32(ALPHA_MIN), rows, counts[number], across, down,
+        ),
+        threads,
+    )  # fmt: skip
+    starts, groups = np.empty(across * down + 1, np.int64), np.empty(across * down + 1, np.int64)
+    tiles.lay_out(counts, starts)
+    tiles.groups_before(starts, groups)
+    ranks = np.empty(starts[-1], np.int32)
+    share(lambda number: tiles.deal(*found[number], counts[number], ranks), threads)
+    return compositing.Lists(
+        order=order,
+        rows=rows,
+        starts=starts,
+        groups=groups,
+        ranks=ranks,
+        touches=np.empty(groups[-1] * tiles.BLOCKS, np.uint16),
+        width=camera.width,
+        height=camera.height,
+        across=across,
+        longest=int(np.diff(starts).max()),
+    )
+
+
+@dataclass
+class _Drawing:
+    """One picture's lists, and what its backward passes need."""
+
+    lists: compositing.Lists
+    count: int
+    transmittances: np.ndarray
+    stops: np.ndarray
+    absgrad: Tensor | None = None
+
+    def forward(self, values: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The picture [H W C] and its alpha [H W]."""
+        threads = torch.get_num_threads()
+        shape = (self.lists.height, self.lists.width)
+        channels, alpha = np.empty((*shape, values.shape[1]), np.float32), np.empty(shape, np.float32)
+        share(
+            lambda number: compositing.composite(
+                number, threads, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
+                channels, alpha,
+            ),
+            threads,
+        )  # fmt: skip
+        return channels, alpha
+
+    def backward(
+        self,
+        values: np.ndarray,
+        background: np.ndarray,
+        grad_channels: np.ndarray,
+        grad_alpha: np.ndarray,
+        absgrad: bool,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Gradients of positions, covariances, opacities and values, and the absolute ones of positions."""
+        threads = torch.get_num_threads()
+        channels, drawn = values.shape[1], len(self.lists.order)
+        gradients = np.zeros((threads, drawn, compositing.LOCAL + channels), np.float32)
+        share(
+            lambda number: compositing.composite_backward(
+                number, threads, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
+                grad_channels, grad_alpha, absgrad, gradients[number],
+            ),
+            threads,
+        )  # fmt: skip
+        shapes = ((self.count, 2), (self.count, 3), (self.count,), (self.count, channels), (self.count, 2))
+        outgoing = tuple(np.zeros(shape, np.float32) for shape in shapes)
+        share(
+            lambda number: compositing.spread_gradients(
+                *part(drawn, number, threads), self.lists, gradients, *outgoing
+            ),
+            threads,
+        )
+        return outgoing
+
+
+class _Composite(torch.autograd.Function):
+    """Positions, covariances, opacities and values to a picture and its alpha; the background has no gradient."""
+
+    @staticmethod
+    def forward(ctx, means2d, covariances, opacities, values, background, drawing, absgrad):
+        ctx.values, ctx.background, ctx.drawing, ctx.absgrad = _array(values), _array(background), drawing, absgrad
+        channels, alpha = drawing.forward(ctx.values, ctx.background)
+        return torch.from_numpy(channels), torch.from_numpy(alpha)
+
+    @staticmethod
+    def backward(ctx, grad_channels, grad_alpha):
+        *gradients, absolute = ctx.drawing.backward(
+            ctx.values, ctx.background, _array(grad_channels), _array(grad_alpha), ctx.absgrad
+        )
+        if ctx.absgrad:
+            ctx.drawing.absgrad = torch.from_numpy(absolute)
+        return *map(torch.from_numpy, gradients), None, None, None
+
+
+@spec
+class Cpu(Rasterizer):
+    """Float32 on `torch.get_num_threads()` threads; the same picture and gradients for the same number of threads."""
+
+    @property
+    def device(self) -> str:
+        """The CPU."""
+        return "cpu"
+
+    def __call__(
+        self,
+        splats: Splats,
+        camera: Camera,
+        background: Float[Tensor, " C"],
+        *,
+        depth: bool = False,
+        absgrad: bool = False,
+    ) -> Rendering:
+        """See `Rasterizer`. A splat that is not finite is not drawn."""
+        means2d, covariances, roots, depths, radii = _Project.apply(
+            splats.means, splats.quats, splats.scales, splats.opacities, _pinhole(camera)
+        )
+        if means2d.requires_grad:
+            means2d.retain_grad()
+        lists = _lists(
+            *map(_array, (means2d, covariances, roots, splats.opacities, depths)), radii.numpy(), camera,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        pixels = (len(lists.starts) - 1) * tiles.TILE**2
+        drawing = _Drawing(lists, len(splats), np.empty(pixels, np.float32), np.empty(pixels, np.float32))
+        values = splats.values
+        if depth:
+            values = torch.cat([values, depths[:, None]], 1)
+            background = torch.cat([background, background.new_zeros(1)])
+        channels, alpha = _Composite.apply(means2d, covariances, splats.opacities, values, background, drawing, absgrad)
+
+        def gather(picture: Float[Tensor, "H W P"]) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:
+            # The gradient of a picture by its splats' values is their weights.
+            incoming = np.concatenate([_array(picture), np.ones((*picture.shape[:2], 1), np.float32)], 2)
+            nothing = np.zeros((len(splats), incoming.shape[2]), np.float32)
+            black, clear = np.zeros(incoming.shape[2], np.float32), np.zeros(incoming.shape[:2], np.float32)
+            sums = torch.from_numpy(drawing.backward(nothing, black, incoming, clear, False)[3])
+            return sums[:, :-1], sums[:, -1]
+
+        def absolute() -> Float[Tensor, "N 2"]:
+            if drawing.absgrad is None:
+                raise RuntimeError("absgrad is known only after the backward pass")
+            return drawing.absgrad
+
+        return Rendering(
+            channels=channels[..., : splats.values.shape[1]],
+            alpha=alpha,
+            depth=channels[..., -1] if depth else None,
+            means2d=means2d,
+            radii=radii,
+            gather=gather,
+            absgrad=absolute if absgrad else None,
+        )
+
+
+Spec = Cpu
