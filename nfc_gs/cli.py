@@ -28,7 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The console script: returns the exit status, 2 for a user's mistake and 130 when interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     parser = make_parser()
-    chosen = parser.parse_args(arguments)
+    chosen, rest = parser.parse_known_args(arguments)
+    # argparse does not take up a list of positionals again after a flag, as in `train a.yaml --overwrite steps=10`.
+    if any(text.startswith("-") for text in rest) or (rest and "settings" not in chosen):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        chosen.settings += rest
     try:
         chosen.run(chosen)
     except UserError as mistake:

@@ -11,6 +11,7 @@ import torch
 
 from nfc_gs.config import UserError, load, write
 from nfc_gs.core.scene import Scene
+from nfc_gs.evaluation import Evaluation
 from nfc_gs.model import SplatModel
 from nfc_gs.training import checkpoint
 from nfc_gs.training.experiment import Experiment
