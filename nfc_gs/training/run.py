@@ -1,17 +1,23 @@
 """A run folder: made from settings, and opened again for evaluation, rendering and export."""
 
 import os
+import resource
 import shutil
+import sys
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
+import psutil
 import torch
 
 from nfc_gs.config import UserError, load, write
-from nfc_gs.core.scene import Scene
-from nfc_gs.evaluation import Evaluation
+from nfc_gs.core.scene import Scene, View
+from nfc_gs.core.photographs import PhotographStore
+from nfc_gs.evaluation import Evaluation, Lpips, contact_sheet, evaluate, metrics, render_split, write_metrics
+from nfc_gs.evaluation.pictures import write_png
 from nfc_gs.model import SplatModel
 from nfc_gs.training import checkpoint
 from nfc_gs.training.experiment import Experiment
@@ -39,7 +45,7 @@ class Run:
 
 def use_threads(threads: int) -> None:
     """One setting governs torch, our kernels (which ask torch) and OpenCV; 0 means all the cores this process may use."""
-    count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+    count = threads or len(psutil.Process().cpu_affinity() or ()) or 1
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
 
@@ -79,8 +85,7 @@ def train(trainer: Trainer, folder: Path) -> Evaluation | None:
     """Runs the trainer to its end and writes metrics.json; returns the last evaluation (None if nothing was left to do)."""
     evaluation = trainer.train(open_session(trainer, folder, lambda path: checkpoint.save(trainer, path)))
     if evaluation is not None:
-        record = {"step": trainer.done, "seconds": trainer.seconds}
-        _write_metrics(folder, trainer.experiment, trainer.model, record, evaluation)
+        _record(folder, trainer.model, evaluation, trainer.done, trainer.seconds)
     return evaluation
 
 
@@ -126,6 +131,51 @@ def open_run(folder: Path, best: bool = False) -> Run:
     return Run(folder.absolute(), experiment, model, record)
 
 
-def load_scene(run: Run) -> Scene:
+def measure(run: Run, lpips: Path | None) -> tuple[dict[str, Any], Path]:
+    """Measures a run on its held-out views; returns the record and where it was written."""
+    networks = Lpips.find(lpips or run.experiment.evaluation.lpips)
+    scene = _scene(run)
+    with _photographs(run, scene.test) as photographs:
+        evaluation = evaluate(
+            run.model, scene.test, photographs.get, lpips=networks, keep=run.experiment.evaluation.pictures
+        )
+    return _record(run.folder, run.model, evaluation, run.record["step"], run.record["seconds"])
+
+
+def draw(run: Run, split: str, mode: str, folder: Path) -> list[Path]:
+    """Writes one PNG for each view of the split "train" or "test"."""
+    scene = _scene(run)
+    views = scene.train if split == "train" else scene.test
+    with _photographs(run, views) as photographs:
+        return render_split(run.model, views, photographs.get, mode, folder)
+
+
+def _scene(run: Run) -> Scene:
     """The data set a run was trained on, read again."""
     return run.experiment.dataset.load(run.experiment.seed)
+
+
+def _photographs(run: Run, views: tuple[View, ...]) -> AbstractContextManager[PhotographStore]:
+    return closing(PhotographStore(views, int(run.experiment.photographs_gb * 1e9)))
+
+
+def _record(
+    folder: Path, model: SplatModel, evaluation: Evaluation, steps: int, seconds: float
+) -> tuple[dict[str, Any], Path]:
+    """Writes metrics.json, and a sheet of some views to look at."""
+    record = metrics(
+        evaluation,
+        model,
+        split="test",
+        steps=steps,
+        train_seconds=seconds,
+        num_bytes=sum(value.nbytes for _, value in model.gaussians.items()),
+    )
+    # What the process took at its largest, on Linux in kilobytes, on macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    record["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    write_metrics(record, folder / "metrics.json")
+    if evaluation.kept:
+        rows = [(name, photograph, render) for name, _, render, photograph in evaluation.kept]
+        write_png(contact_sheet(rows), folder / "contact_sheet.png")
+    return record, folder / "metrics.json"

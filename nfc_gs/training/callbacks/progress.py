@@ -52,7 +52,7 @@ class Bar(Listener):
             held_out = report.evaluation
             self.console.print(
                 f"step {report.step}: held-out PSNR {held_out.psnr:.2f} dB, SSIM {held_out.ssim:.4f} "
-                f"on {len(held_out.per_view)} views; {report.num_gaussians:,} Gaussians, {report.seconds:.0f} s"
+                f"on {len(held_out.scores)} views; {report.num_gaussians:,} Gaussians, {report.seconds:.0f} s"
             )
 
     def close(self, finished: bool) -> None:
