@@ -34,11 +34,11 @@ class TargetCode(abc.ABC):
 
     @abc.abstractmethod
     def words(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
-        """The hard words of values in [0, 1] (values outside are clamped): every bit 0 or 1, however soft `encode` is."""
+        """The hard words of values in [0, 1] (others are clamped): every bit 0 or 1, however soft `encode` is."""
 
     @abc.abstractmethod
     def decode(self, probabilities: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape"]:
-        """The expected value, in [0, 1], if the bits were independent coins with these probabilities; differentiable."""
+        """The expected value in [0, 1] if the bits were independent coins with these probabilities; differentiable."""
 
     @abc.abstractmethod
     def probabilities(self, logits: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape K"]:

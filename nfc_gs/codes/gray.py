@@ -37,10 +37,8 @@ class Gray(TargetCode):
 
     def encode(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
         """The word of the nearest level, or with `soft` the mean word of its neighbourhood."""
-        levels = nearest_levels(values, self.bits)
-        words = [
-            bits_of(reflected(near), self.bits, values.dtype) for near in neighbourhood(levels, self.bits, self.soft)
-        ]
+        levels = neighbourhood(nearest_levels(values, self.bits), self.bits, self.soft)
+        words = [bits_of(reflected(near), self.bits, values.dtype) for near in levels]
         return torch.stack(words).mean(0) if self.soft else words[0]
 
     def words(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:

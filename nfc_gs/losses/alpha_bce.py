@@ -9,7 +9,7 @@ from nfc_gs.losses.base import Comparison, LossTerm, cross_entropy, masked_mean
 
 @spec
 class AlphaBCE(LossTerm):
-    """BCE(alpha, target alpha), mean over pixels: is there something at this pixel? (as IDR's mask loss, Yariv et al. 2020)
+    """BCE(alpha, target alpha), mean over pixels: is there anything? (the mask loss of IDR, Yariv et al. 2020)
 
     `eps`: beyond [eps, 1 - eps] the loss goes on as a straight line.
     """

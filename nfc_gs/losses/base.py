@@ -31,9 +31,9 @@ class Comparison:
     """A render beside the photograph it should be.
 
     `rgb` not clamped; `target_rgb` in [0, 1], composited over the same background; `mask` true where a pixel counts;
-    `planes` what a `PlaneLoss` asked to be composited, by the loss's kind; `progress` in [0, 1], the share of the training
-    that is done; `opacities` in [0, 1] and `scales` in world units, of all Gaussians; `gather` as in `Rendering`; `memory`
-    the per-Gaussian tensors of a `MemoryLoss`, by kind, updated in place.
+    `planes` what a `PlaneLoss` asked to be composited, by the loss's kind; `progress` in [0, 1], the share of the
+    training that is done; `opacities` in [0, 1] and `scales` in world units, of all Gaussians; `gather` as in
+    `Rendering`; `memory` the per-Gaussian tensors of a `MemoryLoss`, by kind, updated in place.
     """
 
     rgb: Float[Tensor, "H W 3"]
@@ -101,8 +101,8 @@ def cross_entropy(
 ) -> Float[Tensor, "*shape"]:
     """-t log p - (1 - t) log(1 - p) of every number, with a bounded slope; differentiable in the probabilities alone.
 
-    Beyond [eps, 1 - eps] it goes on along its tangent, so that it is finite for any p and its slope, (c - t) / (c (1 - c))
-    with c the clamped p, still leads back from the wrong end.
+    Beyond [eps, 1 - eps] it goes on along its tangent, so that it is finite for any p, and its slope,
+    (c - t) / (c (1 - c)) with c the clamped p, still leads back from the wrong end.
     """
     return _CrossEntropy.apply(probabilities, labels, eps)
 

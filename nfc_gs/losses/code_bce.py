@@ -17,8 +17,8 @@ class CodeBCE(PlaneLoss):
     """BCE per channel between composited probabilities and soft labels, mean over pixels and channels x K.
 
     Every Gaussian's view-independent code is composited with the same weights as its colour, over the code of the
-    background. A blend's ordinal code differs from the code of the blended colour, so the loss makes the Gaussians along
-    a ray agree.
+    background. A blend's ordinal code differs from the code of the blended colour, so the loss makes the Gaussians
+    along a ray agree.
 
     `code`: the code of the labels. None: the model's own, or thermometer with 4 thresholds where the model has no code.
     If it is given, the Gaussians' codes are computed from their base colours by `encode`, which must then be

@@ -14,10 +14,10 @@ from nfc_gs.losses.base import Comparison, MemoryLoss
 class LabelBCE(MemoryLoss):
     """sum_i W_i BCE(p_i, t_i) / (pixels x 3 K), with labels t_i remembered over views.
 
-    For fixed compositing weights w_ip of Gaussian i in pixel p, sum_p w_ip BCE(p_i, b(C_p)) is W_i BCE(p_i, t_i) + const,
-    where W_i = sum_p w_ip and t_i = sum_p w_ip b(C_p) / W_i: a Gaussian's label is the mean word of its pixels. Its
-    gradient by the logits is W_i (p_i - t_i), and nothing flows into the geometry. t_i is the ratio of two sums over
-    past views that fade by `decay` a view.
+    For fixed compositing weights w_ip of Gaussian i in pixel p, sum_p w_ip BCE(p_i, b(C_p)) is W_i BCE(p_i, t_i) plus a
+    constant, where W_i = sum_p w_ip and t_i = sum_p w_ip b(C_p) / W_i: a Gaussian's label is the mean word of its
+    pixels. Its gradient by the logits is W_i (p_i - t_i), and nothing flows into the geometry. t_i is the ratio of two
+    sums over past views that fade by `decay` a view.
 
     It acts at every `every`-th step, `every` times as strongly.
     """

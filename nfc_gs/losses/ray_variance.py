@@ -12,8 +12,8 @@ from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, masked_mean
 class RayVariance(PlaneLoss):
     """mean E_w[(c_i - target)^2]: squared error of every Gaussian on the ray, by its compositing weight w.
 
-    With E_w[1] = 1 (the background included) it is E_w[c^2] - 2 E_w[c] target + target^2: three more planes, the squared
-    colours. It equals the squared error of the blend plus the variance of what is blended.
+    With E_w[1] = 1 (the background included) it is E_w[c^2] - 2 E_w[c] target + target^2: three more planes,
+    the squared colours. It equals the squared error of the blend plus the variance of what is blended.
     """
 
     weight: float = 1.0

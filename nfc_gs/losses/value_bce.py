@@ -24,8 +24,9 @@ class ValueBCE(LossTerm):
     def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
         """The loss, unweighted."""
         rgb, target = comparison.rgb, comparison.target_rgb
-        # Colours are not bounded above: what is past a saturated target must not be driven further.
-        past = ((rgb < self.eps) & (target <= rgb)) | ((rgb > 1 - self.eps) & (target >= rgb.clamp(max=1)))
+        # Colours are not bounded: what is at or past a saturated target must not be driven further.
+        shown = rgb.clamp(0, 1)
+        past = ((rgb < self.eps) & (target <= shown)) | ((rgb > 1 - self.eps) & (target >= shown))
         rgb = torch.where(past, rgb.detach().clamp(self.eps, 1 - self.eps), rgb)
         return masked_mean(cross_entropy(rgb, target, self.eps), comparison.mask)
 

@@ -1,0 +1,151 @@
+"""The losses that composite more than colour: code_bce, bit_bce and ray_variance."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from nfc_gs.codes.base import TargetCode
+from nfc_gs.codes.binary import Binary
+from nfc_gs.codes.gray import Gray
+from nfc_gs.codes.identity import Identity
+from nfc_gs.codes.thermometer import Thermometer
+from nfc_gs.config import ConfigError
+from nfc_gs.losses.base import Comparison, PlaneLoss
+from nfc_gs.losses.bit_bce import BitBCE
+from nfc_gs.losses.code_bce import CodeBCE
+from nfc_gs.losses.ray_variance import RayVariance
+from tests.losses.comparisons import HEIGHT, NUM_GAUSSIANS, WIDTH, blend, compositing, random, seen
+
+EXACT = {"rtol": 0, "atol": 1e-12}  # float64 sums of few terms
+TARGET = random(1, HEIGHT, WIDTH, 3)
+BACKGROUND = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+
+
+def drawn(loss: PlaneLoss, kind: str, code: TargetCode, logits: Tensor, target: Tensor = TARGET) -> Comparison:
+    """A comparison with the planes of `loss` composited, as the model does it."""
+    case = seen(code, logits, target, BACKGROUND)
+    return replace(case, planes={kind: blend(loss.planes(case.appearance), loss.background(BACKGROUND, code))})
+
+
+def logits_of(code: TargetCode) -> Tensor:
+    return code.logits(random(7, NUM_GAUSSIANS, 3), False)
+
+
+CASES = [
+    (CodeBCE(), "code_bce", Thermometer()),
+    (CodeBCE(), "code_bce", Binary(bits=3, soft=1)),
+    (CodeBCE(), "code_bce", Identity()),
+    (CodeBCE(code=Thermometer(bits=3)), "code_bce", Binary(bits=4)),
+    (CodeBCE(code=Identity()), "code_bce", Thermometer()),
+    (BitBCE(), "bit_bce", Binary(bits=4)),
+    (BitBCE(weights="place"), "bit_bce", Gray(bits=3)),
+    (RayVariance(), "ray_variance", Binary(bits=4)),
+    (RayVariance(), "ray_variance", Identity()),
+]
+
+
+@pytest.mark.parametrize(("loss", "kind", "code"), CASES, ids=repr)
+def test_the_gradient_is_that_of_finite_differences(loss: PlaneLoss, kind: str, code: TargetCode) -> None:
+    logits = logits_of(code).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(drawn(loss, kind, code, x)), logits)
+
+
+@pytest.mark.parametrize(("loss", "kind", "code"), CASES, ids=repr)
+def test_pixels_outside_the_mask_do_not_count(loss: PlaneLoss, kind: str, code: TargetCode) -> None:
+    mask = random(2, HEIGHT, WIDTH) > 0.4
+    case = drawn(loss, kind, code, logits_of(code))
+    cut = replace(
+        case,
+        rgb=case.rgb[mask][None],
+        target_rgb=case.target_rgb[mask][None],
+        alpha=case.alpha[mask][None],
+        planes={kind: case.planes[kind][mask][None]},
+    )
+    torch.testing.assert_close(loss(replace(case, mask=mask)), loss(cut), **EXACT)
+
+
+def test_code_bce_of_one_pixel_is_what_a_pencil_says() -> None:
+    # Target 0.3 in 4 thresholds is 1, 0.2, 0, 0.
+    case = seen(Thermometer(), logits_of(Thermometer()), torch.full_like(TARGET, 0.3), BACKGROUND)
+    planes = torch.tensor([0.9, 0.4, 0.2, 0.1], dtype=torch.float64).repeat(3).expand(HEIGHT, WIDTH, 12)
+    chances = torch.tensor([0.9, 0.4**0.2 * 0.6**0.8, 0.8, 0.9], dtype=torch.float64)
+    loss = CodeBCE()(replace(case, planes={"code_bce": planes}))
+    torch.testing.assert_close(loss, -chances.log().mean(), **EXACT)
+
+
+def test_code_bce_of_a_code_uses_its_probabilities_and_the_code_of_the_background() -> None:
+    code, loss = Thermometer(), CodeBCE()
+    looks = seen(code, logits_of(code), TARGET, BACKGROUND).appearance
+    torch.testing.assert_close(loss.planes(looks).view(-1, 3, 4), torch.sigmoid(looks.colour_logits), **EXACT)
+    expected = [0.4, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0.6]
+    torch.testing.assert_close(loss.background(BACKGROUND, code), torch.tensor(expected).double(), rtol=0, atol=1e-7)
+
+
+def test_code_bce_without_a_code_is_thermometer_4_of_the_base_colours() -> None:
+    code = Identity()
+    looks = seen(code, logits_of(code), TARGET, BACKGROUND).appearance
+    torch.testing.assert_close(CodeBCE().planes(looks), Thermometer(bits=4).encode(looks.base).flatten(1), **EXACT)
+    assert len(CodeBCE().background(BACKGROUND, code)) == 12
+
+
+def test_code_bce_rewards_agreement_along_the_ray_where_colour_sees_none() -> None:
+    # Black and white in equal parts are grey; so are two greys.
+    def loss_of(*colours: float) -> float:
+        codes = Thermometer().encode(torch.tensor(colours, dtype=torch.float64)).mean(0)
+        grey = torch.full_like(TARGET, 0.5)
+        case = replace(
+            seen(Thermometer(), logits_of(Thermometer()), grey, BACKGROUND),
+            planes={"code_bce": codes.repeat(3).expand(HEIGHT, WIDTH, 12)},
+        )
+        return CodeBCE()(case).item()
+
+    assert loss_of(0.5, 0.5) < 0.1 < loss_of(0.0, 1.0)
+
+
+@pytest.mark.parametrize("code", [Binary(), Gray(), Thermometer(soft=False)], ids=repr)
+def test_code_bce_refuses_labels_without_gradient(code: TargetCode) -> None:
+    with pytest.raises(ValidationError, match="code must be a soft thermometer or identity"):
+        CodeBCE(code=code)
+
+
+def test_bit_bce_is_torchs_cross_entropy_with_hard_words() -> None:
+    code = Binary(bits=4, soft=2)
+    case = drawn(BitBCE(), "bit_bce", code, logits_of(code))
+    levels = (TARGET * 15).round().int()
+    words = torch.stack([levels // 8 % 2, levels // 4 % 2, levels // 2 % 2, levels % 2], -1).double().flatten(2)
+    planes = case.planes["bit_bce"]
+    assert (planes > 0.02).all() and (planes < 0.98).all()
+    each = torch.nn.functional.binary_cross_entropy(planes, words, reduction="none")
+    torch.testing.assert_close(BitBCE()(case), each.mean(), **EXACT)
+    places = torch.tensor([8.0, 4.0, 2.0, 1.0], dtype=torch.float64) * 4 / 15
+    torch.testing.assert_close(BitBCE(weights="place")(case), (each * places.repeat(3)).mean(), **EXACT)
+
+
+def test_bit_bce_needs_bits() -> None:
+    code = Identity()
+    with pytest.raises(ConfigError, match=r"losses\.bit_bce: code identity has no bits"):
+        BitBCE().planes(seen(code, logits_of(code), TARGET, BACKGROUND).appearance)
+
+
+def test_ray_variance_is_the_weighted_squared_error_of_all_that_is_on_the_ray() -> None:
+    code = Thermometer()
+    case = drawn(RayVariance(), "ray_variance", code, logits_of(code))
+    weights, colours = compositing(), case.appearance.colours
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(HEIGHT):
+        for column in range(WIDTH):
+            pixel = weights[row, column]
+            total += (pixel[:, None] * (colours - TARGET[row, column]).square()).sum()
+            total += (1 - pixel.sum()) * (BACKGROUND - TARGET[row, column]).square().sum()
+    torch.testing.assert_close(RayVariance()(case), total / TARGET.numel(), **EXACT)
+
+
+def test_ray_variance_is_zero_only_where_all_agree_with_the_target() -> None:
+    target = BACKGROUND.expand(HEIGHT, WIDTH, 3)
+    code = Identity()
+    agreed = code.logits(BACKGROUND.expand(NUM_GAUSSIANS, 3), False)
+    loss = RayVariance()(drawn(RayVariance(), "ray_variance", code, agreed, target))
+    torch.testing.assert_close(loss.item(), 0.0, **EXACT)
