@@ -41,6 +41,7 @@ from nfc_gs.kernels.simd import (
     minimum,
     multiply,
     select,
+    smallest,
     store,
     subtract,
     transpose,
@@ -152,7 +153,7 @@ def composite(
     room = (lists.longest + LANES - 1) // LANES * LANES + LANES
     shapes = np.empty(8 * room, np.float32)
     local = np.zeros(room * stride, np.float32)
-    listed = np.empty(room, np.int32)
+    listed = np.empty(room, np.uint32)
     weights = np.empty(_BATCH * LANES, np.float32)
     sums = np.empty(groups * GROUP * LANES, np.float32)
     for tile in range(first, lists.starts.size - 1, step):
@@ -165,7 +166,7 @@ def composite(
             x, y = left + block % 4 * BLOCK, top + block // 4 * BLOCK
             if x >= lists.width or y >= lists.height:
                 continue
-            count = list_block(touches, touches.size // BLOCKS, block, listed)
+            count = list_block(touches, touches.size // BLOCKS, block, stride, listed)
             sums[:] = _ZERO
             state = (tile * BLOCKS + block) * LANES
             _composite_block(
@@ -193,14 +194,13 @@ def _composite_block(listed, local, stride, block, limits, through, weights, sum
     zero = fill(_ZERO)
     alpha_max, faintest = fill(limits.alpha_max), fill(limits.log_alpha_min)
     darkest = fill(limits.transmittance_min)
-    store(transmittances, state, through)
-    store(stops, state, zero)
+    remaining, seen = through, zero
     living = bits(above(through, darkest))
     begin = 0
     while begin < listed.size and living != 0:
         used = 0
         for k in range(begin, min(begin + _BATCH, listed.size)):
-            at = listed[k] * stride
+            at = np.int64(listed[np.uint64(k)])
             u = fma(broadcast(local, at + P), x, fma(broadcast(local, at + Q), y, broadcast(local, at + U0)))
             v = fma(broadcast(local, at + R), y, broadcast(local, at + V0))
             exponent = fnma(u, u, fnma(v, v, broadcast(local, at + E0)))
@@ -213,11 +213,9 @@ def _composite_block(listed, local, stride, block, limits, through, weights, sum
             now = bits(alive)
             if now != living:
                 # Rare: some pixels stop here, before this splat. `through` falls on and so they stay stopped.
-                before = load(transmittances, state)
-                seen = fill(float32(k))
                 was_alive = above(through, darkest)
-                store(transmittances, state, select(was_alive, select(alive, before, through), before))
-                store(stops, state, select(was_alive, select(alive, load(stops, state), seen), load(stops, state)))
+                remaining = select(was_alive, select(alive, remaining, through), remaining)
+                seen = select(was_alive, select(alive, seen, fill(float32(k))), seen)
                 living = now
                 if living == 0:
                     break
@@ -227,7 +225,7 @@ def _composite_block(listed, local, stride, block, limits, through, weights, sum
             c, d = load(sums, (group + 2) * LANES), load(sums, (group + 3) * LANES)
             for k in range(used):
                 weight = load(weights, k * LANES)
-                at = listed[begin + k] * stride + LOCAL + group
+                at = np.int64(listed[np.uint64(begin + k)]) + LOCAL + group
                 a, b = fma(weight, broadcast(local, at), a), fma(weight, broadcast(local, at + 1), b)
                 c, d = fma(weight, broadcast(local, at + 2), c), fma(weight, broadcast(local, at + 3), d)
             store(sums, group * LANES, a)
@@ -235,10 +233,12 @@ def _composite_block(listed, local, stride, block, limits, through, weights, sum
             store(sums, (group + 2) * LANES, c)
             store(sums, (group + 3) * LANES, d)
         begin += used
-    alive = above(through, darkest)
     if living != 0:
-        store(transmittances, state, select(alive, through, load(transmittances, state)))
-        store(stops, state, select(alive, fill(float32(listed.size)), load(stops, state)))
+        alive = above(through, darkest)
+        remaining = select(alive, through, remaining)
+        seen = select(alive, fill(float32(listed.size)), seen)
+    store(transmittances, state, remaining)
+    store(stops, state, seen)
 
 
 @njit(**_SETTINGS)
@@ -254,7 +254,7 @@ def composite_backward(
     stride = LOCAL + groups * GROUP
     room = (lists.longest + LANES - 1) // LANES * LANES + LANES
     local = np.zeros(room * stride, np.float32)
-    listed = np.empty(room, np.int32)
+    listed = np.empty(room, np.uint32)
     incoming = np.zeros(groups * GROUP * LANES, np.float32)
     behind = np.empty(LANES, np.float32)
     # A row more than there are splats, into which unused lanes are added.
@@ -276,7 +276,7 @@ def composite_backward(
             state = (tile * BLOCKS + block) * LANES
             if not largest(load(stops, state)) > 0:
                 continue
-            list_block(touches, touches.size // BLOCKS, block, listed)
+            list_block(touches, touches.size // BLOCKS, block, stride, listed)
             for lane in range(LANES):
                 row, column = y + lane // BLOCK, x + lane % BLOCK
                 inside = row < lists.height and column < lists.width
@@ -308,23 +308,28 @@ def _composite_block_backward(
     alpha_max, faintest = fill(limits.alpha_max), fill(limits.log_alpha_min)
     products, weights, absolute_x, absolute_y = batch[0], batch[1], batch[2], batch[3]
     k = int(largest(stops)) - 1
+    fewest, never = int(smallest(stops)), fill(float32(np.inf))
     while k >= 0:
         used = 0
         while k >= 0 and used < LANES:
-            at = listed[k] * stride
+            at = np.int64(listed[np.uint64(k)])
             root_p, root_q, root_r = broadcast(local, at + P), broadcast(local, at + Q), broadcast(local, at + R)
             u = fma(root_p, x, fma(root_q, y, broadcast(local, at + U0)))
             v = fma(root_r, y, broadcast(local, at + V0))
             exponent = fnma(u, u, fnma(v, v, broadcast(local, at + E0)))
-            seen = select(above(stops, fill(float32(k))), exponent, fill(float32(-1000)))
-            mask = at_least(seen, faintest)
+            threshold = faintest
+            if k >= fewest:
+                threshold = select(above(stops, fill(float32(k))), faintest, never)
+            mask = at_least(exponent, threshold)
             raw = select(mask, exp2(exponent), zero)
             alpha = minimum(raw, alpha_max)
             inverse = divide(one, subtract(one, alpha))
             through = multiply(through, inverse)
-            dot = multiply(broadcast(local, at + LOCAL), load(incoming, 0))
-            for channel in range(1, stride - LOCAL):
-                dot = fma(broadcast(local, at + LOCAL + channel), load(incoming, channel * LANES), dot)
+            dot = zero
+            for group in range(0, stride - LOCAL, GROUP):
+                for channel in range(GROUP):
+                    place = group + channel
+                    dot = fma(broadcast(local, at + LOCAL + place), load(incoming, place * LANES), dot)
             weight = multiply(alpha, through)
             by_alpha = fnma(behind, inverse, multiply(through, dot))
             behind = fma(weight, dot, behind)

@@ -81,7 +81,7 @@ def _seen(means, i, camera):
 
 @njit(**_SETTINGS)
 def _derivative(x, y, z, camera):
-    """J R, the derivative of the screen position by the mean: its two rows, and the point where it is taken."""
+    """J R, the derivative of the screen position by the mean: its two rows, the point where it is taken, and 1 / z."""
     inverse = _ONE / z
     near_x = z * min(max(x * inverse, camera.low_x), camera.high_x)
     near_y = z * min(max(y * inverse, camera.low_y), camera.high_y)
@@ -90,7 +90,7 @@ def _derivative(x, y, z, camera):
     r = camera.rotation
     row_x = (scale_x * r[0] + slope_x * r[6], scale_x * r[1] + slope_x * r[7], scale_x * r[2] + slope_x * r[8])
     row_y = (scale_y * r[3] + slope_y * r[6], scale_y * r[4] + slope_y * r[7], scale_y * r[5] + slope_y * r[8])
-    return row_x, row_y, near_x, near_y
+    return row_x, row_y, near_x, near_y, inverse
 
 
 @njit(**_SETTINGS)
@@ -124,7 +124,7 @@ def project(first, last, means, quats, scales, opacities, camera, means2d, covar
         w0, w1, w2, w3 = quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]
         length = _ONE / math.sqrt(w0 * w0 + w1 * w1 + w2 * w2 + w3 * w3)
         matrix = _rotation(w0 * length, w1 * length, w2 * length, w3 * length)
-        row_x, row_y, _, _ = _derivative(x, y, z, camera)
+        row_x, row_y, _, _, inverse = _derivative(x, y, z, camera)
         e0, e1, e2 = _times_matrix(row_x, matrix)
         f0, f1, f2 = _times_matrix(row_y, matrix)
         s0, s1, s2 = scales[i, 0], scales[i, 1], scales[i, 2]
@@ -133,20 +133,21 @@ def project(first, last, means, quats, scales, opacities, camera, means2d, covar
         xx, xy, yy = ee + camera.blur, e0 * f0 + e1 * f1 + e2 * f2, ff + camera.blur
         c0, c1, c2 = e1 * f2 - e2 * f1, e2 * f0 - e0 * f2, e0 * f1 - e1 * f0
         determinant = c0 * c0 + c1 * c1 + c2 * c2 + camera.blur * (ee + ff + camera.blur)
-        u = camera.focal_x * x / z + camera.centre_x
-        v = camera.focal_y * y / z + camera.centre_y
+        u = camera.focal_x * x * inverse + camera.centre_x
+        v = camera.focal_y * y * inverse + camera.centre_y
         if not (abs(u) < _FINITE and abs(v) < _FINITE and xx < _FINITE and yy < _FINITE and determinant > 0):
             continue
         # alpha = opacity exp(-d² / 2) falls to alpha_min at this many standard deviations.
         reach = math.sqrt(_TWO * math.log(opacity / camera.alpha_min))
-        half_x, half_y = reach * math.sqrt(xx), reach * math.sqrt(yy)
+        deviation_y = math.sqrt(yy)
+        half_x, half_y = reach * math.sqrt(xx), reach * deviation_y
         outside_x = u + half_x <= 0 or u - half_x >= camera.width
         if outside_x or v + half_y <= 0 or v - half_y >= camera.height:
             continue
         means2d[i, 0], means2d[i, 1], depths[i] = u, v, z
         covariances[i, 0], covariances[i, 1], covariances[i, 2] = xx, xy, yy
-        root = math.sqrt(yy / determinant)
-        roots[i, 0], roots[i, 1], roots[i, 2] = root, -root * xy / yy, _ONE / math.sqrt(yy)
+        root_p, root_r = deviation_y / math.sqrt(determinant), _ONE / deviation_y
+        roots[i, 0], roots[i, 1], roots[i, 2] = root_p, -root_p * xy * root_r * root_r, root_r
         radii[i, 0] = int(math.ceil(min(max(half_x, _ONE), _LARGEST_RADIUS)))
         radii[i, 1] = int(math.ceil(min(max(half_y, _ONE), _LARGEST_RADIUS)))
 
@@ -168,7 +169,7 @@ def project_backward(
         length = _ONE / math.sqrt(w0 * w0 + w1 * w1 + w2 * w2 + w3 * w3)
         w0, w1, w2, w3 = w0 * length, w1 * length, w2 * length, w3 * length
         q = _rotation(w0, w1, w2, w3)
-        row_x, row_y, near_x, near_y = _derivative(x, y, z, camera)
+        row_x, row_y, near_x, near_y, inverse = _derivative(x, y, z, camera)
         e, f = _times_matrix(row_x, q), _times_matrix(row_y, q)
         s0, s1, s2 = scales[i, 0], scales[i, 1], scales[i, 2]
 
@@ -218,7 +219,6 @@ def project_backward(
         g_scale_x, g_slope_x = a0 * r[0] + a1 * r[1] + a2 * r[2], a0 * r[6] + a1 * r[7] + a2 * r[8]
         g_scale_y, g_slope_y = b0 * r[3] + b1 * r[4] + b2 * r[5], b0 * r[6] + b1 * r[7] + b2 * r[8]
 
-        inverse = _ONE / z
         square = inverse * inverse
         fx, fy = camera.focal_x, camera.focal_y
         gu, gv = grad_means2d[i, 0], grad_means2d[i, 1]

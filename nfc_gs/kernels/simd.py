@@ -274,14 +274,19 @@ def bits(typing, mask):
     return types.uint32(Mask), generate
 
 
-@intrinsic
-def largest(typing, x):
-    """The largest lane, as a float32."""
+def _reduction(name):
+    @intrinsic
+    def reduce(typing, x):
+        def generate(context, builder, signature, values):
+            return _call(builder, name, _float, [values[0]])
 
-    def generate(context, builder, signature, values):
-        return _call(builder, "llvm.vector.reduce.fmax.v16f32", _float, [values[0]])
+        return types.float32(Lanes), generate
 
-    return types.float32(Lanes), generate
+    return reduce
+
+
+largest = _reduction("llvm.vector.reduce.fmax.v16f32")
+smallest = _reduction("llvm.vector.reduce.fmin.v16f32")
 
 
 # --- rearrangement --------------------------------------------------------------------------------------------------

@@ -12,12 +12,10 @@ see, which is worth a factor of 1.6 to 9 over looking at all splats of a tile.
 import math
 
 import numpy as np
-from numba import float32, int32, njit
+from numba import float32, njit
 
 from nfc_gs.kernels.simd import (
     LANES,
-    above,
-    add,
     at_least,
     at_most,
     bits,
@@ -48,15 +46,15 @@ ROW = 16
 _SLACK = np.float32(1.0005)
 _HAIR = np.float32(1e-3)
 _ROOT_SCALE = np.float32(math.sqrt(0.5 / math.log(2)))
+_DISTANCE_SCALE = np.float32(1 / math.sqrt(0.5 / math.log(2)))
 _LOG2_E = np.float32(1 / math.log(2))
 _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
-_ZERO, _HALF = np.float32(0), np.float32(0.5)
-_TILE_INVERSE = np.float32(1 / TILE)
+_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 # For each byte, the numbers of its set bits, in order: LANES_OF_BYTE[8 * byte : 8 * byte + popcount].
-_LANES_OF_BYTE = np.zeros(256 * 8, np.int32)
-_COUNT_OF_BYTE = np.array([bin(byte).count("1") for byte in range(256)], np.int32)
+_LANES_OF_BYTE = np.zeros(256 * 8, np.uint32)
+_COUNT_OF_BYTE = np.array([bin(byte).count("1") for byte in range(256)], np.uint64)
 for _byte in range(256):
     _set = [bit for bit in range(8) if _byte >> bit & 1]
     _LANES_OF_BYTE[8 * _byte : 8 * _byte + len(_set)] = _set
@@ -116,28 +114,23 @@ def nearest_first(depths, keys, radii):
 
 
 @njit(**_SETTINGS)
-def _write_row(rows, rank, i, means2d, covariances, roots, opacities, alpha_min):
+def _write_row(rows, rank, i, means2d, covariances, roots, opacities, log_alpha_min):
     """What compositing and the search for tiles need of splat i, in its row."""
     p, q, r = roots[i, 0] * _ROOT_SCALE, roots[i, 1] * _ROOT_SCALE, roots[i, 2] * _ROOT_SCALE
     xx, xy, yy = covariances[i, 0], covariances[i, 1], covariances[i, 2]
     opacity = opacities[i]
-    reach = math.log(opacity / alpha_min) * _LOG2_E
-    reach = (reach + float32(1e-4)) * _SLACK
-    distance = math.sqrt(reach)
+    log_opacity = math.log(opacity) * _LOG2_E
+    reach = (log_opacity - log_alpha_min + float32(1e-4)) * _SLACK
+    distance = math.sqrt(reach) * _DISTANCE_SCALE
+    inverse = roots[i, 2] * roots[i, 2]
     rows[rank, MEAN_X], rows[rank, MEAN_Y] = means2d[i, 0], means2d[i, 1]
     rows[rank, ROOT_P], rows[rank, ROOT_Q], rows[rank, ROOT_R] = p, q, r
-    rows[rank, LOG_OPACITY], rows[rank, OPACITY] = math.log(opacity) * _LOG2_E, opacity
+    rows[rank, LOG_OPACITY], rows[rank, OPACITY] = log_opacity, opacity
     rows[rank, REACH] = reach
-    rows[rank, HALF_HEIGHT] = distance / r
-    rows[rank, RIGHTMOST] = distance / _ROOT_SCALE * xy / math.sqrt(xx)
-    rows[rank, SLANT] = xy / yy
-    rows[rank, WIDTH] = float32(1) / p
-
-
-@njit(**_SETTINGS)
-def _tile_of(pixel, tiles):
-    """The tile of the last pixel centre at or before a coordinate given in pixel centres; clamped to -1 .. `tiles`."""
-    return int(math.floor(min(max(pixel * _TILE_INVERSE, float32(-1)), float32(tiles))))
+    rows[rank, HALF_HEIGHT] = distance * yy * roots[i, 2]
+    rows[rank, RIGHTMOST] = distance * xy / math.sqrt(xx)
+    rows[rank, SLANT] = xy * inverse
+    rows[rank, WIDTH] = _ONE / p
 
 
 @njit(**_SETTINGS)
@@ -149,13 +142,12 @@ def _columns(row, y0, y1, tiles):
     right_v, left_v = row[ROOT_R] * right, row[ROOT_R] * left
     x1 = row[MEAN_X] + row[SLANT] * right + row[WIDTH] * math.sqrt(max(reach - right_v * right_v, _ZERO))
     x0 = row[MEAN_X] + row[SLANT] * left - row[WIDTH] * math.sqrt(max(reach - left_v * left_v, _ZERO))
-    first = _tile_of(math.ceil(x0 - _HALF - _HAIR), tiles)
-    last = _tile_of(math.floor(x1 - _HALF + _HAIR), tiles)
+    first, last = math.ceil(x0 - _HALF - _HAIR) // TILE, math.floor(x1 - _HALF + _HAIR) // TILE
     return max(first, 0), min(last, tiles - 1)
 
 
 @njit(**_SETTINGS)
-def find_tiles(order, first, last, means2d, covariances, roots, opacities, alpha_min, rows, counts, across, down):
+def find_tiles(order, first, last, means2d, covariances, roots, opacities, log_alpha_min, rows, counts, across, down):
     """Writes rows first .. last - 1 of the splats in `order`, and finds the tiles each of them touches.
 
     Adds to `counts` [tiles] how many splats touch a tile. Returns pairs (tile, rank), both int32, by rising rank.
@@ -164,11 +156,11 @@ def find_tiles(order, first, last, means2d, covariances, roots, opacities, alpha
     tiles, ranks = np.empty(room, np.int32), np.empty(room, np.int32)
     found = 0
     for rank in range(first, last):
-        _write_row(rows, rank, order[rank], means2d, covariances, roots, opacities, alpha_min)
+        _write_row(rows, rank, order[rank], means2d, covariances, roots, opacities, log_alpha_min)
         row = rows[rank]
-        top = row[MEAN_Y] - row[HALF_HEIGHT] - _HALF
-        bottom = row[MEAN_Y] + row[HALF_HEIGHT] - _HALF
-        for tile_y in range(max(_tile_of(top, down), 0), min(_tile_of(bottom, down), down - 1) + 1):
+        top = math.floor(row[MEAN_Y] - row[HALF_HEIGHT] - _HALF) // TILE
+        bottom = math.floor(row[MEAN_Y] + row[HALF_HEIGHT] - _HALF) // TILE
+        for tile_y in range(max(top, 0), min(bottom, down - 1) + 1):
             y0 = float32(tile_y * TILE) + _HALF - row[MEAN_Y]
             y1 = y0 + float32(TILE - 1)
             if y1 < -row[HALF_HEIGHT] or y0 > row[HALF_HEIGHT]:
@@ -270,17 +262,19 @@ def touch_blocks(rows, splats, left, top, shapes, touches):
 
 
 @njit(**_SETTINGS)
-def list_block(touches, groups, block, listed):
-    """Writes the numbers, within the tile, of the splats that touch a block to `listed`; returns how many.
+def list_block(touches, groups, block, stride, listed):
+    """Writes where the rows of the splats that touch a block start, `stride` times their numbers within the tile.
 
-    `listed` must have room for eight more than the splats of the tile.
+    Returns how many there are; `listed` (uint32) must have room for eight more than the splats of the tile.
     """
-    count = 0
+    count = np.uint64(0)
     for group in range(groups):
-        word = int32(touches[group * BLOCKS + block])
-        for byte, lane in ((word & 255, 0), (word >> 8, 8)):
-            base = int32(group * LANES + lane)
+        word = np.uint64(touches[group * BLOCKS + block])
+        for half in range(2):
+            byte = (word >> np.uint64(8 * half)) & np.uint64(255)
+            base = np.uint32(group * LANES + 8 * half)
             for i in range(8):
-                listed[count + i] = _LANES_OF_BYTE[8 * byte + i] + base
+                lane = _LANES_OF_BYTE[np.uint64(8) * byte + np.uint64(i)]
+                listed[count + np.uint64(i)] = (lane + base) * np.uint32(stride)
             count += _COUNT_OF_BYTE[byte]
-    return count
+    return np.int64(count)

@@ -90,7 +90,7 @@ def _lists(
     found = share(
         lambda number: tiles.find_tiles(
             order, *part(len(order), number, threads), means2d, covariances, roots, opacities,
-            np.float32(ALPHA_MIN), rows, counts[number], across, down,
+            _LIMITS.log_alpha_min, rows, counts[number], across, down,
         ),
         threads,
     )  # fmt: skip
