@@ -1,0 +1,220 @@
+"""Trainings of the toy scene, short, as a user starts them: through the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from nfc_gs import cli
+from tests.conftest import REPOSITORY
+
+EXACT = {"rtol": 0, "atol": 0}  # a resumed run does the same operations on the same numbers
+SMALL = [
+    "dataset.size=40", "dataset.num_train=8", "dataset.num_test=2", "dataset.points=300", "steps=60",
+    "schedule.sh_every=15", "strategy.cap_max=600", "strategy.every=10", "evaluation.every=30",
+    "callbacks.checkpoints.every=20", "callbacks.tensorboard.every=5", "callbacks.tensorboard.histograms=20",
+]  # fmt: skip
+METHODS = {
+    "regression": [],
+    "nfc": [str(REPOSITORY / "configs/methods/nfc.yaml")],
+    "labels": ["code.kind=binary", "losses.label_bce.weight=0.3", "optimizer.colour_logits=0.02"],
+}
+
+
+def nfc_gs(*arguments) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def train(folder, *extra) -> int:
+    files = [text for text in extra if str(text).endswith(".yaml")]
+    rest = [text for text in extra if text not in files]
+    toy = REPOSITORY / "configs/toy.yaml"
+    return nfc_gs("train", toy, *files, f"output={folder.parent}", f"name={folder.name}", *SMALL, *rest)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    assert train(folder) == 0
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_short_training_improves_on_its_beginning(method, tmp_path):
+    assert train(tmp_path / "toy", *METHODS[method]) == 0
+    after = json.loads((tmp_path / "toy/metrics.json").read_text())
+    assert train(tmp_path / "first", *METHODS[method], "steps=1") == 0
+    before = json.loads((tmp_path / "first/metrics.json").read_text())
+    # Sixty steps are worth several dB here; three keeps the test from being about luck.
+    assert after["psnr"] > before["psnr"] + 3
+
+
+def test_a_run_folder_holds_what_it_promises(trained):
+    for name in (
+        "config.yaml", "metrics.json", "contact_sheet.png",
+        "checkpoints/last.safetensors", "checkpoints/best.safetensors", "exports/toy.ply",
+    ):  # fmt: skip
+        assert (trained / name).is_file(), name
+    record = json.loads((trained / "metrics.json").read_text())
+    wanted = {
+        "psnr", "ssim", "lpips_alex", "lpips_squeeze", "lpips_reason", "num_gaussians", "num_test_views", "steps",
+        "train_seconds", "seconds_per_frame", "bytes", "split", "resolution", "background", "device", "versions",
+        "commit", "peak_megabytes",
+    }  # fmt: skip
+    assert wanted <= set(record)
+    assert (record["steps"], record["num_test_views"], record["split"]) == (60, 2, "test")
+    assert not list(trained.rglob("*.partial"))
+
+
+def test_tensorboard_has_every_promised_curve(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "tensorboard"), size_guidance={"images": 0, "histograms": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    for name in (
+        "loss/l1", "loss/dssim", "loss/total", "train/psnr", "learning_rate/means", "speed/steps_per_second",
+        "milliseconds/render", "milliseconds/backward", "model/gaussians", "memory/process_megabytes",
+        "held_out/psnr", "held_out/ssim", "bit_accuracy/0",
+    ):  # fmt: skip
+        assert name in scalars, name
+    assert events.Scalars("loss/l1")[0].step == 1
+    assert "gaussians/opacities" in events.Tags()["histograms"]
+    assert any(name.startswith("held_out/") for name in events.Tags()["images"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("strategy", ["growth", "mcmc"])
+def test_a_resumed_run_equals_an_uninterrupted_one(method, strategy, tmp_path, monkeypatch):
+    from nfc_gs.training.trainer import Trainer
+
+    settings = [*METHODS[method], f"strategy.kind={strategy}", "strategy.cap_max=600"]
+    if strategy == "mcmc":
+        settings += ["strategy.every=10", "strategy.start=5"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(whole, *settings) == 0
+
+    step = Trainer.step
+
+    def interrupted(self):
+        if self.done == 33:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    assert train(broken, *settings) == 130
+    monkeypatch.setattr(Trainer, "step", step)
+    assert nfc_gs("train", "--resume", broken) == 0
+    one, other = (load_file(folder / "checkpoints/last.safetensors") for folder in (whole, broken))
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], **EXACT)
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
+    folder = tmp_path / "killed"
+    command = [
+        sys.executable, "-m", "nfc_gs.cli", "train", str(REPOSITORY / "configs/toy.yaml"),
+        f"output={tmp_path}", "name=killed", *SMALL, "steps=100000", "callbacks.checkpoints.every=5",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    last = folder / "checkpoints/last.safetensors"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = json.loads(json.dumps(read_record(last)))["step"]
+    assert before % 5 == 0 and before > 0
+    # A checkpoint belongs to its settings: other settings beside it are refused.
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "steps": before + 3}))
+    assert nfc_gs("train", "--resume", folder) == 2
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    from nfc_gs.training import run
+
+    trainer = run.resume(folder)
+    assert trainer.done == before
+    trainer.step()
+
+
+def read_record(path) -> dict:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["nfc_gs"])
+
+
+def test_eval_render_and_export_need_only_the_run_folder(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = json.loads((trained / "metrics.json").read_text())
+    assert nfc_gs("eval", trained) == 0
+    after = json.loads((trained / "metrics.json").read_text())
+    # The checkpoint holds the float32 parameters exactly, so the same picture comes out.
+    assert after["psnr"] == before["psnr"]
+    for mode in ("rgb", "depth", "alpha", "error"):
+        assert nfc_gs("render", trained, "--split", "test", "--mode", mode, "--output", tmp_path / mode) == 0
+        assert len(list((tmp_path / mode).glob("*.png"))) == 2
+    assert nfc_gs("export", trained, "--kind", "ply", "--output", tmp_path / "a.ply") == 0
+    assert (tmp_path / "a.ply").read_bytes() == (trained / "exports/toy.ply").read_bytes()
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(trained, tmp_path, monkeypatch, capsys):
+    from nfc_gs.training import checkpoint
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    before = (trained / "checkpoints/last.safetensors").read_bytes()
+    from nfc_gs.training import run
+
+    trainer = run.resume(trained)
+    monkeypatch.setattr(checkpoint.os, "fsync", refuse)
+    with pytest.raises(checkpoint.CheckpointError, match="No space left on device; the previous checkpoint is kept"):
+        checkpoint.save(trainer, trained / "checkpoints/last.safetensors")
+    assert (trained / "checkpoints/last.safetensors").read_bytes() == before
+    assert not list((trained / "checkpoints").glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train"], "at least one settings file"),
+        (["train", "{toy}", "steps=-5"], "greater than 0"),
+        (["train", "{toy}", "stpes=5"], "did you mean 'steps'?"),
+        (["train", "{toy}", "strategy.kind=mmc"], "did you mean 'mcmc'?"),
+        (["train", "{toy}", "dataset.size=big"], "dataset"),
+        (["train", "{toy}", "output={runs}", "name=toy"], "--resume"),
+        (["train", "--resume", "{runs}/nowhere"], "no such run folder"),
+        (["train", "--resume", "{runs}/toy", "steps=9"], "--resume takes its settings from the run folder"),
+        (["eval", "{runs}"], "not a run folder"),
+        (["export", "{runs}/toy", "--kind", "plly", "--output", "x.ply"], "did you mean 'ply'?"),
+        (["kinds", "code"], "did you mean 'codes'?"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(arguments, expected, trained, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = {"toy": REPOSITORY / "configs/toy.yaml", "runs": trained.parent}
+    capsys.readouterr()
+    assert nfc_gs(*(text.format(**names) for text in arguments)) == 2
+    printed = capsys.readouterr().err
+    assert expected in printed
+    assert len(printed.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_checkpoint_is_named(trained, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "copy")
+    last = tmp_path / "copy/checkpoints/last.safetensors"
+    last.write_bytes(last.read_bytes()[:1000])
+    assert nfc_gs("eval", tmp_path / "copy") == 2
+    assert "is not a checkpoint of nfc-gs, or is damaged" in capsys.readouterr().err
