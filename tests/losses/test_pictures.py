@@ -117,6 +117,18 @@ def test_cross_entropy_has_the_gradient_of_finite_differences_everywhere() -> No
     assert torch.autograd.gradcheck(lambda x: cross_entropy(x, labels, 0.1), chances)
 
 
+@pytest.mark.parametrize("eps", [0.02, 1e-3])
+def test_the_compiled_cross_entropy_agrees_with_double_precision(eps: float) -> None:
+    # More numbers than one chunk of the kernel holds, and not a multiple of it.
+    chances, labels = (random(8, 5003) * 1.4 - 0.2).requires_grad_(), random(9, 5003).round()
+    single = chances.detach().float().requires_grad_()
+    found, expected = cross_entropy(single, labels.float(), eps), cross_entropy(chances, labels, eps)
+    # 1 - p keeps 24 bits of 1, so that its share of eps is uncertain by 6e-8 / eps.
+    torch.testing.assert_close(found.double(), expected, rtol=1e-7 / eps, atol=1e-6)
+    (slope,) = torch.autograd.grad(found.sum(), single)
+    torch.testing.assert_close(slope.double(), torch.autograd.grad(expected.sum(), chances)[0], rtol=1e-7 / eps, atol=0)
+
+
 def test_alpha_bce_is_the_cross_entropy_of_the_silhouette() -> None:
     alpha, target = RGB[..., 0] * 0.8 + 0.1, TARGET[..., 0]
     case = replace(comparison(RGB, TARGET), alpha=alpha, target_alpha=target)
