@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nfc_gs import __version__
 from nfc_gs.codes.identity import SH_C0, Identity
-from nfc_gs.config import spec
+from nfc_gs.config import Share, spec
 from nfc_gs.core.gaussians import Gaussians
 from nfc_gs.deformations.static import Rest
 from nfc_gs.exporters.base import Exporter, FileError
@@ -46,7 +46,7 @@ class Ply(Exporter):
 
     sh_degree: Literal[0, 1, 2, 3] | None = None
     bits: bool = False
-    time: float = 0.0
+    time: Share = 0.0
 
     @property
     def suffix(self) -> str:
