@@ -67,12 +67,12 @@ class SplatModel:
         """Decoded opacities, in [0, 1]."""
         return self.opacity_code.values(self.gaussians.opacity_logits, unit=True)
 
-    @torch.no_grad()
     def population(self) -> Population:
-        """What a strategy looks at."""
+        """What a strategy looks at, detached."""
+        gaussians = self.gaussians.map(torch.detach)
         return Population(
-            gaussians=self.gaussians.map(torch.detach),
-            opacities=self.opacities(),
+            gaussians=gaussians,
+            decode_opacities=lambda: self.opacity_code.values(gaussians.opacity_logits, unit=True),
             encode_opacities=lambda opacities: self.opacity_code.logits(opacities, unit=True),
             extent=self.extent,
         )

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -57,14 +57,20 @@ class Splats:
 class Population:
     """What a strategy looks at: the parameters, their activated sizes and opacities, and how to write an opacity back.
 
-    `opacities` in [0, 1]; `encode_opacities` maps opacities [M] to `opacity_logits` [M K] in the code in use;
-    `extent` is the scene's radius in world units, by which "large" is judged.
+    `decode_opacities` gives the opacities [N] when somebody asks (most steps nobody does); `encode_opacities` maps
+    opacities [M] to `opacity_logits` [M J] in the code in use; `extent` is the scene's radius in world units, by which
+    "large" is judged.
     """
 
     gaussians: Gaussians
-    opacities: Float[Tensor, " N"]
+    decode_opacities: Callable[[], Tensor]
     encode_opacities: Callable[[Tensor], Tensor]
     extent: float
+
+    @cached_property
+    def opacities(self) -> Float[Tensor, " N"]:
+        """Decoded opacities, in [0, 1]."""
+        return self.decode_opacities()
 
     @property
     def scales(self) -> Float[Tensor, "N 3"]:
@@ -100,9 +106,3 @@ class Edit:
             new[self.fresh] = 0
             carried[name] = new
         return carried
-
-
-def concatenate(first: Gaussians, second: Gaussians) -> Gaussians:
-    """Two populations as one."""
-    ours = dict(first.items())
-    return replace(first, **{name: torch.cat([ours[name], theirs]) for name, theirs in second.items()})

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nfc_gs.config import dump, text
+from nfc_gs.config import UserError, dump, text
 from nfc_gs.core.photographs import PhotographStore
 from nfc_gs.core.scene import Photograph, Scene
 from nfc_gs.evaluation import Evaluation, Lpips, evaluate
@@ -20,8 +20,14 @@ from nfc_gs.training.callbacks.base import Report, Session
 from nfc_gs.training.experiment import Experiment
 from nfc_gs.training.optimizer import GaussianOptimizer
 
+# Steps between looks at whether the loss is still a number: a look makes a GPU wait.
+CHECK_EVERY = 20
 # How many photographs are decoded ahead of the step that needs them.
 PREFETCH = 8
+
+
+class TrainingError(UserError):
+    """The settings make the training diverge."""
 
 
 class Trainer:
@@ -76,8 +82,14 @@ class Trainer:
         with self._phase("losses"):
             comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
             terms = {kind: loss.weight * loss(comparison) for kind, loss in losses.items()} | model.field.penalties()
+        total = torch.stack(list(terms.values())).sum()
+        if step % CHECK_EVERY == 1 and not torch.isfinite(total):
+            raise TrainingError(
+                f"the loss is no longer a number at step {step} ({', '.join(f'{k} {float(v):.3g}' for k, v in terms.items())}); "
+                "lower the learning rates; the last checkpoint is kept"
+            )
         with self._phase("backward"):
-            torch.stack(list(terms.values())).sum().backward()
+            total.backward()
         rates = self.optimizer.rates(self.done)
         with self._phase("strategy"):
             experiment.strategy.observe(self.statistics, picture.rendering, camera, step, experiment.steps)

@@ -1,6 +1,6 @@
 import torch
 
-from nfc_gs.core.gaussians import Edit, Gaussians, concatenate
+from nfc_gs.core.gaussians import Edit, Gaussians
 
 
 def column(*numbers):
@@ -49,7 +49,3 @@ def test_an_empty_population_can_result():
     nobody = Edit(parent=torch.zeros(0, dtype=torch.long), fresh=torch.zeros(0, dtype=torch.bool))
     assert len(nobody.apply(column(10, 20))) == 0
     assert nobody.carry({"count": torch.ones(2)})["count"].shape == (0,)
-
-
-def test_two_populations_concatenate_in_order():
-    assert concatenate(column(10, 20), column(30)).means[:, 0].tolist() == [10.0, 20.0, 30.0]
