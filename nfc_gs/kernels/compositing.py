@@ -1,19 +1,21 @@
 """Splats composited front to back, and the gradients of it, a block of 4 x 4 pixels at a time.
 
-At a pixel d pixels from a splat's middle its alpha is min(2^(log2 o - |U d|²), ALPHA_MAX), taken for 0 below ALPHA_MIN (the
-root U of the inverse covariance is scaled to base 2, see `tiles`). The splats' weights are w_k = alpha_k T_k with the
-transmittance T_k = prod_{j<k} (1 - alpha_j); the pixel stops before the splat that would bring T down to TRANSMITTANCE_MIN.
-The picture is sum_k w_k c_k + T c_background.
+At a pixel d pixels from a splat's middle its alpha is min(2^(log2 o - |U d|²), ALPHA_MAX), taken for 0 below ALPHA_MIN
+(the root U of the inverse covariance is scaled to base 2, see `tiles`). The splats' weights are w_k = alpha_k T_k with
+the transmittance T_k = prod_{j<k} (1 - alpha_j); the pixel stops before the splat that would bring T down to
+TRANSMITTANCE_MIN. The picture is sum_k w_k c_k + T c_background.
 
-Backwards, from the last splat to the first, T_k = T_{k+1} / (1 - alpha_k), and with g_k = <c_k, v> for the incoming gradient
-v and the one number S_k = sum_{j>k} w_j g_j + T (<c_background, v> - v_alpha):
+Backwards, from the last splat to the first, T_k = T_{k+1} / (1 - alpha_k), and with g_k = <c_k, v> for the incoming
+gradient v and the one number S_k = sum_{j>k} w_j g_j + T (<c_background, v> - v_alpha):
 
     d loss / d alpha_k = T_k g_k - S_k / (1 - alpha_k),        d loss / d c_k = w_k v.
 
-A splat's geometry meets the loss only through q = alpha d loss / d alpha at each pixel, of which the six moments (1, x, y,
-x², x y, y²) over the pixels suffice. Sixteen splats at a time are transposed, so that lanes are splats and sums are free.
+A splat's geometry meets the loss only through q = alpha d loss / d alpha at each pixel, of which the six moments (1,
+x, y, x², x y, y²) over the pixels suffice. Sixteen splats at a time are transposed, so that lanes are splats and sums
+are free.
 
-Channels come in groups of four; the last group is filled up with zeros. Nothing is compiled for a new number of channels.
+Channels come in groups of four; the last group is filled up with zeros. Nothing is compiled for a new number of
+channels.
 """
 
 from typing import NamedTuple
@@ -62,7 +64,8 @@ from nfc_gs.kernels.tiles import (
 )
 
 GROUP = 4
-# A splat as one tile sees it: |U d|² = (U0 + P x + Q y)² + (V0 + R y)² with x, y from the tile's middle; then its channels.
+# A splat as one tile sees it: |U d|² = (U0 + P x + Q y)² + (V0 + R y)² with x, y from the tile's middle; then its
+# channels.
 U0, V0, P, Q, R, E0 = 0, 1, 2, 3, 4, 5
 LOCAL = 8
 # A splat's gradient within one tile: moments of q, sums of |d loss / d mean|, then its channels.
@@ -297,7 +300,8 @@ def composite_backward(
 def _composite_block_backward(
     listed, local, stride, block, limits, through, stops, behind, incoming, absgrad, unused, batch, starts, sums
 ):
-    """One block: adds its splats' moments and channel sums to `sums`, rows of `stride`; `unused` is where a spare row is.
+    """One block: adds its splats' moments and channel sums to `sums`, rows of `stride`; `unused` is where a spare row
+    is.
 
     `through` is the transmittance behind all, `behind` S behind all, `incoming` v [C 16].
     """
@@ -377,7 +381,7 @@ def _add_moments(products, left, top, absgrad, absolute_x, absolute_y, starts, s
     """
     transpose(products)
     zero = fill(_ZERO)
-    one, two, three = fill(_ONE), fill(float32(2)), fill(float32(3))
+    two, three = fill(float32(2)), fill(float32(3))
     four, nine = fill(float32(4)), fill(float32(9))
     # About the block's first pixel: by rows, then over the rows.
     s, sx, sy, sxx, sxy, syy = zero, zero, zero, zero, zero, zero
@@ -438,8 +442,8 @@ def spread_gradients(
 ):
     """Adds up the threads' `gradients` [threads splats 8 + C] of ranks first .. last - 1, in the inputs' own terms.
 
-    The gradient of -|U d|²/2 by the mean is Uᵀ U d, and by the covariance (Uᵀ U d)(Uᵀ U d)ᵀ / 2; `grad_covariances` holds
-    (xx, xy, yy) with xy for both corners. Writes all but the rows of splats that are not drawn.
+    The gradient of -|U d|²/2 by the mean is Uᵀ U d, and by the covariance (Uᵀ U d)(Uᵀ U d)ᵀ / 2; `grad_covariances`
+    holds (xx, xy, yy) with xy for both corners. Writes all but the rows of splats that are not drawn.
     """
     row = np.empty(gradients.shape[2], np.float32)
     scale = _ONE / _SCALE

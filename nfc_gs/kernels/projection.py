@@ -1,11 +1,11 @@
 """Gaussians to ellipses on the screen, and their gradients back: one pass each, nothing kept in between.
 
-A Gaussian with mean m, rotation Q and standard deviations s has covariance Q diag(s²) Qᵀ. In the camera's frame its mean
-is t = R m + translation; the perspective map is replaced by its derivative J at t (EWA splatting, Zwicker et al. 2001), so
-on the screen it has covariance E Eᵀ + blur with the 2 x 3 matrix E = J R Q diag(s).
+A Gaussian with mean m, rotation Q and standard deviations s has covariance Q diag(s²) Qᵀ. In the camera's frame its
+mean is t = R m + translation; the perspective map is replaced by its derivative J at t (EWA splatting, Zwicker et al.
+2001), so on the screen it has covariance E Eᵀ + blur with the 2 x 3 matrix E = J R Q diag(s).
 
-J is taken at a point moved to within 0.3 half-pictures of the picture's edge, as in 3DGS and gsplat: further out the linear
-map blows up.
+J is taken at a point moved to within 0.3 half-pictures of the picture's edge, as in 3DGS and gsplat: further out the
+linear map blows up.
 
 Besides the covariance (xx, xy, yy), `project` gives its root: the upper triangular U = [[p, q], [0, r]] with
 inverse(covariance) = Uᵀ U, by which a Gaussian's exponent is a sum of squares, |U d|² / 2, and never a difference of
@@ -30,8 +30,8 @@ _LARGEST_RADIUS = np.float32(1e9)
 class Pinhole(NamedTuple):
     """A camera as the kernels want it: float32 numbers, and arrays of them.
 
-    `rotation` [9] (row by row) and `translation` [3] lead from the world to the camera; `low` and `high` bound x / z and
-    y / z where the derivative of the perspective is taken.
+    `rotation` [9] (row by row) and `translation` [3] lead from the world to the camera; `low` and `high` bound x / z
+    and y / z where the derivative of the perspective is taken.
     """
 
     rotation: tuple
@@ -107,9 +107,10 @@ def _times_matrix(row, m):
 def project(first, last, means, quats, scales, opacities, camera, means2d, covariances, roots, depths, radii):
     """Projects the Gaussians first .. last - 1; all arrays float32 but `radii`, int32.
 
-    Reads means [N 3], quats [N 4] (wxyz, any length), scales [N 3], opacities [N]. Writes means2d [N 2], covariances [N 3],
-    roots [N 3], depths [N] and radii [N 2]: the half extents of the box in which alpha reaches `camera.alpha_min`, rounded
-    up. What is too near, outside the picture, too faint anywhere, or not finite gets radii 0 and zeros everywhere.
+    Reads means [N 3], quats [N 4] (wxyz, any length), scales [N 3], opacities [N]. Writes means2d [N 2], covariances
+    [N 3], roots [N 3], depths [N] and radii [N 2]: the half extents of the box in which alpha reaches
+    `camera.alpha_min`, rounded up. What is too near, outside the picture, too faint anywhere, or not finite gets radii
+    0 and zeros everywhere.
     """
     for i in range(first, last):
         means2d[i, 0] = means2d[i, 1] = depths[i] = float32(0)
@@ -148,8 +149,8 @@ def project(first, last, means, quats, scales, opacities, camera, means2d, covar
         covariances[i, 0], covariances[i, 1], covariances[i, 2] = xx, xy, yy
         root_p, root_r = deviation_y / math.sqrt(determinant), _ONE / deviation_y
         roots[i, 0], roots[i, 1], roots[i, 2] = root_p, -root_p * xy * root_r * root_r, root_r
-        radii[i, 0] = int(math.ceil(min(max(half_x, _ONE), _LARGEST_RADIUS)))
-        radii[i, 1] = int(math.ceil(min(max(half_y, _ONE), _LARGEST_RADIUS)))
+        radii[i, 0] = math.ceil(min(max(half_x, _ONE), _LARGEST_RADIUS))
+        radii[i, 1] = math.ceil(min(max(half_y, _ONE), _LARGEST_RADIUS))
 
 
 @njit(**_SETTINGS)

@@ -1,11 +1,12 @@
 """Sixteen floats at a time for Numba: `<16 x float>` values that stay in registers.
 
-Numba writes loops and trusts LLVM to vectorise them; compositing has too many branches for that. Here a vector is a value
-of its own, `Lanes`, with the few operations compositing needs. LLVM splits it into whatever the machine has: one AVX-512
-register, two of AVX2, four of NEON. A comparison gives a `Mask`; `select` and `bits` are the only ways to use one.
+Numba writes loops and trusts LLVM to vectorise them; compositing has too many branches for that. Here a vector is a
+value of its own, `Lanes`, with the few operations compositing needs. LLVM splits it into whatever the machine has: one
+AVX-512 register, two of AVX2, four of NEON. A comparison gives a `Mask`; `select` and `bits` are the only ways to use
+one.
 
-Arrays are contiguous float32 (`load`, `store`, ...) and are not bounds-checked: a caller sizes its buffers in multiples of
-`LANES`.
+Arrays are contiguous float32 (`load`, `store`, ...) and are not bounds-checked: a caller sizes its buffers in
+multiples of `LANES`.
 """
 
 from llvmlite import ir

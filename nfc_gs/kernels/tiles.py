@@ -1,12 +1,12 @@
 """Which splats meet which part of the picture, nearest first.
 
-The picture is cut into tiles of 16 x 16 pixels, a tile into blocks of 4 x 4, whose sixteen pixels are the lanes of one SIMD
-value. The drawn splats are sorted by depth once; a counting sort then deals them to the tiles they touch, which keeps their
-order; and within a tile a bit says which of its splats touch which block.
+The picture is cut into tiles of 16 x 16 pixels, a tile into blocks of 4 x 4, whose sixteen pixels are the lanes of one
+SIMD value. The drawn splats are sorted by depth once; a counting sort then deals them to the tiles they touch, which
+keeps their order; and within a tile a bit says which of its splats touch which block.
 
-"Touch" is exact but for a hair's breadth: the splat is the ellipse in which its alpha reaches 1/255, and within a strip of
-pixel rows an ellipse covers one interval, found from its root (see `projection`). So no pixel looks at a splat it need not
-see, which is worth a factor of 1.6 to 9 over looking at all splats of a tile.
+"Touch" is exact but for a hair's breadth: the splat is the ellipse in which its alpha reaches 1/255, and within a
+strip of pixel rows an ellipse covers one interval, found from its root (see `projection`). So no pixel looks at a
+splat it need not see, which is worth a factor of 1.6 to 9 over looking at all splats of a tile.
 """
 
 import math
@@ -35,10 +35,11 @@ TILE = 16
 BLOCK = 4
 BLOCKS = (TILE // BLOCK) ** 2
 
-# A splat's row of 16 numbers (64 bytes, one line of cache), lengths in pixels. The root is scaled so that the squares sum
-# to a base-2 exponent: alpha = 2^(LOG_OPACITY - |U d|²).
+# A splat's row of 16 numbers (64 bytes, one line of cache), lengths in pixels. The root is scaled so that the squares
+# sum to a base-2 exponent: alpha = 2^(LOG_OPACITY - |U d|²).
 MEAN_X, MEAN_Y, ROOT_P, ROOT_Q, ROOT_R, LOG_OPACITY, OPACITY = 0, 1, 2, 3, 4, 5, 6
-# |U d|² where alpha is 1/255; half the ellipse's height; the y of its rightmost point; columns its middle shifts a row; 1 / p.
+# |U d|² where alpha is 1/255; half the ellipse's height; the y of its rightmost point; columns its middle shifts a
+# row; 1 / p.
 REACH, HALF_HEIGHT, RIGHTMOST, SLANT, WIDTH = 7, 8, 9, 10, 11
 ROW = 16
 
@@ -61,17 +62,17 @@ for _byte in range(256):
 
 
 @njit(**_SETTINGS)
-def nearest_first(depths, keys, radii):
+def nearest_first(keys, radii):
     """The indices int32 of the drawn splats (radii not 0) by rising depth, equal depths by index.
 
-    `keys` are the bits of `depths` as uint32, which order as the depths do because those are positive. A radix sort, over
-    only those bits in which the depths differ.
+    `keys` are the bits of the depths as uint32, which order as the depths do because those are positive. A radix sort,
+    over only those bits in which the depths differ.
     """
     drawn = 0
     smallest, largest = np.uint32(0xFFFFFFFF), np.uint32(0)
-    key = np.empty(depths.size, np.uint32)
-    index = np.empty(depths.size, np.int32)
-    for i in range(depths.size):
+    key = np.empty(keys.size, np.uint32)
+    index = np.empty(keys.size, np.int32)
+    for i in range(keys.size):
         if radii[i, 0] > 0:
             key[drawn] = keys[i]
             index[drawn] = i

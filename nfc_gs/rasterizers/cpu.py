@@ -73,27 +73,35 @@ class _Project(torch.autograd.Function):
 
 
 def _lists(
-    means2d: np.ndarray,
-    covariances: np.ndarray,
-    roots: np.ndarray,
-    opacities: np.ndarray,
-    depths: np.ndarray,
-    radii: np.ndarray,
+    means2d: Tensor,
+    covariances: Tensor,
+    roots: Tensor,
+    opacities: Tensor,
+    depths: Tensor,
+    radii: Tensor,
     camera: Camera,
     threads: int,
 ) -> compositing.Lists:
     """The splats by depth, and for each tile those that touch it."""
+    shapes = (_array(means2d), _array(covariances), _array(roots), _array(opacities))
+    keys = _array(depths).view(np.uint32)
     across, down = -(-camera.width // tiles.TILE), -(-camera.height // tiles.TILE)
-    order = tiles.nearest_first(depths, depths.view(np.uint32), radii)
+    order = tiles.nearest_first(keys, radii.numpy())
     rows = np.empty((len(order), tiles.ROW), np.float32)
     counts = np.zeros((threads, across * down), np.int64)
     found = share(
         lambda number: tiles.find_tiles(
-            order, *part(len(order), number, threads), means2d, covariances, roots, opacities,
-            _LIMITS.log_alpha_min, rows, counts[number], across, down,
+            order,
+            *part(len(order), number, threads),
+            *shapes,
+            _LIMITS.log_alpha_min,
+            rows,
+            counts[number],
+            across,
+            down,
         ),
         threads,
-    )  # fmt: skip
+    )
     starts, groups = np.empty(across * down + 1, np.int64), np.empty(across * down + 1, np.int64)
     tiles.lay_out(counts, starts)
     tiles.groups_before(starts, groups)
@@ -144,7 +152,7 @@ class _Drawing:
         grad_channels: np.ndarray,
         grad_alpha: np.ndarray,
         absgrad: bool,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, ...]:
         """Gradients of positions, covariances, opacities and values, and the absolute ones of positions."""
         threads = torch.get_num_threads()
         channels, drawn = values.shape[1], len(self.lists.order)
@@ -210,10 +218,8 @@ class Cpu(Rasterizer):
         )
         if means2d.requires_grad:
             means2d.retain_grad()
-        lists = _lists(
-            *map(_array, (means2d, covariances, roots, splats.opacities, depths)), radii.numpy(), camera,
-            torch.get_num_threads(),
-        )  # fmt: skip
+        threads = torch.get_num_threads()
+        lists = _lists(means2d, covariances, roots, splats.opacities, depths, radii, camera, threads)
         pixels = (len(lists.starts) - 1) * tiles.TILE**2
         drawing = _Drawing(lists, len(splats), np.empty(pixels, np.float32), np.empty(pixels, np.float32))
         values = splats.values

@@ -58,7 +58,7 @@ def weigh(
     visible: Bool[Tensor, " N"],
     order: Int[Tensor, " N"],
 ) -> tuple[Float[Tensor, "P N"], Float[Tensor, " P"]]:
-    """Each splat's weight at each of the P = H W pixels (columns in `order`), and what light is left behind them all."""
+    """Each splat's weight at each of the P = H W pixels (columns in `order`), and what light is left behind them."""
     rows, columns = torch.meshgrid(torch.arange(camera.height), torch.arange(camera.width), indexing="ij")
     pixels = torch.stack([columns, rows], -1).reshape(-1, 1, 2).to(means2d) + 0.5
     offsets = means2d[..., order, :] - pixels
