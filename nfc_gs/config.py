@@ -112,7 +112,7 @@ def find(family: str, kind: str) -> type:
 
 def near(name: str, known: Iterable[str]) -> str:
     """The hint "; did you mean ...?", or nothing when no known name is near."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from nfc_gs.config import UserError, text
+from nfc_gs.config import UserError, dump
 from nfc_gs.core.gaussians import Gaussians
 from nfc_gs.core.scene import Similarity
 from nfc_gs.model import SplatModel
@@ -34,13 +34,8 @@ class CheckpointError(UserError):
 def digest(experiment: Experiment) -> str:
     """Identifies the settings that decide a result: not where it is written, how it is shown, nor how many threads."""
     ignored = ("name", "output", "threads", "callbacks", "photographs_gb")
-    lines, skip = [], False
-    for line in text(experiment).splitlines():
-        if not line.startswith((" ", "-")):
-            skip = line.split(":")[0] in ignored
-        if not skip:
-            lines.append(line)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    deciding = {key: value for key, value in dump(experiment).items() if key not in ignored}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def save(trainer: Trainer, path: Path) -> None:

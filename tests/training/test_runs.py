@@ -48,11 +48,11 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_short_training_improves_on_its_beginning(method, tmp_path):
-    assert train(tmp_path / "toy", *METHODS[method]) == 0
+    assert train(tmp_path / "toy", *METHODS[method], "steps=240") == 0
     after = json.loads((tmp_path / "toy/metrics.json").read_text())
     assert train(tmp_path / "first", *METHODS[method], "steps=1") == 0
     before = json.loads((tmp_path / "first/metrics.json").read_text())
-    # Sixty steps are worth several dB here; three keeps the test from being about luck.
+    # These steps are worth five dB or more; three keeps the test from being about luck.
     assert after["psnr"] > before["psnr"] + 3
 
 
