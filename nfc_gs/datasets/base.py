@@ -2,12 +2,10 @@
 
 import abc
 
-from nfc_gs.config import UserError
+from nfc_gs.core.pictures import DatasetError
 from nfc_gs.core.scene import Scene
 
-
-class DatasetError(UserError):
-    """The files are not what they should be: one line that names the file, what was found and what would be right."""
+__all__ = ["Dataset", "DatasetError"]
 
 
 class Dataset(abc.ABC):
