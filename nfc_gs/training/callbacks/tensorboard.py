@@ -83,6 +83,7 @@ class Writer(Listener):
         for net, value in (("alex", evaluation.lpips_alex), ("squeeze", evaluation.lpips_squeeze)):
             if value is not None:
                 self.last[f"held_out/lpips_{net}"] = value
+        self.writer.add_scalar("time/train_seconds", report.seconds, step)
         for name, value in self.last.items():
             self.writer.add_scalar(name, value, step)
         accuracies: list[Tensor] = []
