@@ -42,6 +42,7 @@ from nfc_gs.kernels.simd import (
     load,
     minimum,
     multiply,
+    prefetch,
     select,
     smallest,
     store,
@@ -49,6 +50,7 @@ from nfc_gs.kernels.simd import (
     transpose,
 )
 from nfc_gs.kernels.tiles import (
+    AHEAD,
     BLOCK,
     BLOCKS,
     LOG_OPACITY,
@@ -58,6 +60,7 @@ from nfc_gs.kernels.tiles import (
     ROOT_P,
     ROOT_Q,
     ROOT_R,
+    ROW,
     TILE,
     list_block,
     touch_blocks,
@@ -95,13 +98,12 @@ class Limits(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """The splats by depth and by tile (see `tiles`), and the picture they are for."""
+    """The splats of each tile, nearest first (see `tiles`), and the picture they are for."""
 
-    order: np.ndarray
     rows: np.ndarray
     starts: np.ndarray
     groups: np.ndarray
-    ranks: np.ndarray
+    splats: np.ndarray
     touches: np.ndarray
     width: int
     height: int
@@ -115,17 +117,23 @@ def _localize(lists, tile, values, stride, local):
     channels = values.shape[1]
     middle_x = float32(tile % lists.across * TILE + TILE // 2)
     middle_y = float32(tile // lists.across * TILE + TILE // 2)
-    first = lists.starts[tile]
-    for k in range(lists.starts[tile + 1] - first):
-        rank = lists.ranks[first + k]
-        row = lists.rows[rank]
+    first, last, rows = lists.starts[tile], lists.starts[tile + 1], lists.rows
+    for k in range(last - first):
+        ahead = np.int64(lists.splats[min(first + k + AHEAD, last - 1)])
+        prefetch(rows, ahead * ROW)
+        prefetch(values, ahead * channels)
+        i = lists.splats[first + k]
+        source = np.int64(i) * ROW
         at = k * stride
-        x, y = middle_x - row[MEAN_X], middle_y - row[MEAN_Y]
-        local[at + U0] = row[ROOT_P] * x + row[ROOT_Q] * y
-        local[at + V0] = row[ROOT_R] * y
-        local[at + P], local[at + Q], local[at + R] = row[ROOT_P], row[ROOT_Q], row[ROOT_R]
-        local[at + E0] = row[LOG_OPACITY]
-        i = lists.order[rank]
+        x, y = middle_x - rows[source + MEAN_X], middle_y - rows[source + MEAN_Y]
+        local[at + U0] = rows[source + ROOT_P] * x + rows[source + ROOT_Q] * y
+        local[at + V0] = rows[source + ROOT_R] * y
+        local[at + P], local[at + Q], local[at + R] = (
+            rows[source + ROOT_P],
+            rows[source + ROOT_Q],
+            rows[source + ROOT_R],
+        )
+        local[at + E0] = rows[source + LOG_OPACITY]
         for channel in range(channels):
             local[at + LOCAL + channel] = values[i, channel]
 
@@ -163,7 +171,7 @@ def composite(
         begin, end = lists.starts[tile], lists.starts[tile + 1]
         left, top = tile % lists.across * TILE, tile // lists.across * TILE
         touches = lists.touches[lists.groups[tile] * BLOCKS : lists.groups[tile + 1] * BLOCKS]
-        touch_blocks(lists.rows, lists.ranks[begin:end], float32(left), float32(top), shapes, touches)
+        touch_blocks(lists.rows, lists.splats[begin:end], float32(left), float32(top), shapes, touches)
         _localize(lists, tile, values, stride, local)
         for block in range(BLOCKS):
             x, y = left + block % 4 * BLOCK, top + block // 4 * BLOCK
@@ -248,7 +256,7 @@ def _composite_block(listed, local, stride, block, limits, through, weights, sum
 def composite_backward(
     first, step, lists, values, background, limits, transmittances, stops, grad_channels, grad_alpha, absgrad, gradients
 ):
-    """Adds the gradients of the splats, in tiles first, first + step, ..., to `gradients` [splats 8 + C], by rank.
+    """Adds the gradients of the splats, in tiles first, first + step, ..., to `gradients` [N 8 + C].
 
     See GU, ... for the columns; ABS_X and ABS_Y only if `absgrad`. `transmittances` and `stops` are from `composite`.
     """
@@ -414,46 +422,51 @@ def _add_moments(products, left, top, absgrad, absolute_x, absolute_y, starts, s
 @njit(**_SETTINGS)
 def _gather_moments(lists, tile, channels, stride, local, sums, absgrad, gradients):
     """Adds a tile's `sums` to its splats' `gradients`, the moments of place made into moments of u and v."""
-    first = lists.starts[tile]
-    for k in range(lists.starts[tile + 1] - first):
+    first, last = lists.starts[tile], lists.starts[tile + 1]
+    for k in range(last - first):
+        ahead = np.int64(lists.splats[min(first + k + AHEAD, last - 1)])
+        prefetch(gradients, ahead * gradients.shape[1])
         at = k * stride
         u0, v0, p, q, r = local[at + U0], local[at + V0], local[at + P], local[at + Q], local[at + R]
         s, sx, sy = sums[at + S1], sums[at + SX], sums[at + SY]
         sxx, sxy, syy = sums[at + SXX], sums[at + SXY], sums[at + SYY]
         su, sv = u0 * s + p * sx + q * sy, v0 * s + r * sy
         sux, suy = u0 * sx + p * sxx + q * sxy, u0 * sy + p * sxy + q * syy
-        gradient = gradients[lists.ranks[first + k]]
-        gradient[GU] += su
-        gradient[GV] += sv
-        gradient[GUU] += u0 * su + p * sux + q * suy
-        gradient[GUV] += v0 * su + r * suy
-        gradient[GVV] += v0 * sv + r * (v0 * sy + r * syy)
-        gradient[G1] += s
+        i = lists.splats[first + k]
+        gradients[i, GU] += su
+        gradients[i, GV] += sv
+        gradients[i, GUU] += u0 * su + p * sux + q * suy
+        gradients[i, GUV] += v0 * su + r * suy
+        gradients[i, GVV] += v0 * sv + r * (v0 * sy + r * syy)
+        gradients[i, G1] += s
         if absgrad:
-            gradient[ABS_X] += sums[at + ABS_X]
-            gradient[ABS_Y] += sums[at + ABS_Y]
+            gradients[i, ABS_X] += sums[at + ABS_X]
+            gradients[i, ABS_Y] += sums[at + ABS_Y]
         for channel in range(channels):
-            gradient[LOCAL + channel] += sums[at + LOCAL + channel]
+            gradients[i, LOCAL + channel] += sums[at + LOCAL + channel]
 
 
 @njit(**_SETTINGS)
 def spread_gradients(
-    first, last, lists, gradients, grad_means2d, grad_covariances, grad_opacities, grad_values, grad_absolute
+    first, last, lists, radii, gradients, grad_means2d, grad_covariances, grad_opacities, grad_values, grad_absolute
 ):
-    """Adds up the threads' `gradients` [threads splats 8 + C] of ranks first .. last - 1, in the inputs' own terms.
+    """Adds up the threads' `gradients` [threads N 8 + C] of splats first .. last - 1, in the inputs' own terms.
 
     The gradient of -|U d|²/2 by the mean is Uᵀ U d, and by the covariance (Uᵀ U d)(Uᵀ U d)ᵀ / 2; `grad_covariances`
     holds (xx, xy, yy) with xy for both corners. Writes all but the rows of splats that are not drawn.
     """
     row = np.empty(gradients.shape[2], np.float32)
     scale = _ONE / _SCALE
-    for rank in range(first, last):
-        row[:] = gradients[0, rank]
+    for i in range(first, last):
+        if radii[i, 0] == 0:
+            grad_means2d[i] = grad_covariances[i] = grad_absolute[i] = grad_values[i] = _ZERO
+            grad_opacities[i] = _ZERO
+            continue
+        row[:] = gradients[0, i]
         for thread in range(1, gradients.shape[0]):
             for column in range(row.size):
-                row[column] += gradients[thread, rank, column]
-        i = lists.order[rank]
-        p, q, r = lists.rows[rank, ROOT_P], lists.rows[rank, ROOT_Q], lists.rows[rank, ROOT_R]
+                row[column] += gradients[thread, i, column]
+        p, q, r = lists.rows[i * ROW + ROOT_P], lists.rows[i * ROW + ROOT_Q], lists.rows[i * ROW + ROOT_R]
         # d is from the mean to the pixel here: a splat grows where its mean comes nearer.
         grad_means2d[i, 0] = scale * p * row[GU]
         grad_means2d[i, 1] = scale * (q * row[GU] + r * row[GV])
@@ -461,7 +474,7 @@ def spread_gradients(
         grad_covariances[i, 0] = square * _HALF * p * p * row[GUU]
         grad_covariances[i, 1] = square * p * (q * row[GUU] + r * row[GUV])
         grad_covariances[i, 2] = square * _HALF * (q * (q * row[GUU] + (r + r) * row[GUV]) + r * r * row[GVV])
-        grad_opacities[i] = row[G1] / lists.rows[rank, OPACITY]
+        grad_opacities[i] = row[G1] / lists.rows[i * ROW + OPACITY]
         grad_absolute[i, 0] = scale * row[ABS_X]
         grad_absolute[i, 1] = scale * row[ABS_Y]
         for channel in range(grad_values.shape[1]):

@@ -17,6 +17,7 @@ from numba.extending import intrinsic, models, register_model
 LANES = 16
 
 _float = ir.FloatType()
+_int8 = ir.IntType(8)
 _int32 = ir.IntType(32)
 _index = ir.IntType(types.intp.bitwidth)
 _floats = ir.VectorType(_float, LANES)
@@ -126,6 +127,20 @@ def fill(typing, scalar):
         return _spread(builder, values[0])
 
     return Lanes(types.float32), generate
+
+
+@intrinsic
+def prefetch(typing, array, index):
+    """Asks for the line of memory around `array[index]`, any index, to be in the cache soon."""
+
+    def generate(context, builder, signature, values):
+        place = builder.bitcast(_element(context, builder, array, values[0], values[1]), _int8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [place.type, _int32, _int32, _int32])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(call, [place, _int32(0), _int32(3), _int32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
 
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from nfc_gs.kernels.simd import (
     maximum,
     minimum,
     multiply,
+    prefetch,
     sqrt,
     subtract,
 )
@@ -48,6 +49,8 @@ _SLACK = np.float32(1.0005)
 _HAIR = np.float32(1e-3)
 _ROOT_SCALE = np.float32(math.sqrt(0.5 / math.log(2)))
 _DISTANCE_SCALE = np.float32(1 / math.sqrt(0.5 / math.log(2)))
+# Rows in the order of depth lie anywhere in memory: they are asked for this many splats before they are needed.
+AHEAD = 12
 _LOG2_E = np.float32(1 / math.log(2))
 _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
@@ -115,69 +118,81 @@ def nearest_first(keys, radii):
 
 
 @njit(**_SETTINGS)
-def _write_row(rows, rank, i, means2d, covariances, roots, opacities, log_alpha_min):
-    """What compositing and the search for tiles need of splat i, in its row."""
-    p, q, r = roots[i, 0] * _ROOT_SCALE, roots[i, 1] * _ROOT_SCALE, roots[i, 2] * _ROOT_SCALE
-    xx, xy, yy = covariances[i, 0], covariances[i, 1], covariances[i, 2]
-    opacity = opacities[i]
-    log_opacity = math.log(opacity) * _LOG2_E
-    reach = (log_opacity - log_alpha_min + float32(1e-4)) * _SLACK
-    distance = math.sqrt(reach) * _DISTANCE_SCALE
-    inverse = roots[i, 2] * roots[i, 2]
-    rows[rank, MEAN_X], rows[rank, MEAN_Y] = means2d[i, 0], means2d[i, 1]
-    rows[rank, ROOT_P], rows[rank, ROOT_Q], rows[rank, ROOT_R] = p, q, r
-    rows[rank, LOG_OPACITY], rows[rank, OPACITY] = log_opacity, opacity
-    rows[rank, REACH] = reach
-    rows[rank, HALF_HEIGHT] = distance * yy * roots[i, 2]
-    rows[rank, RIGHTMOST] = distance * xy / math.sqrt(xx)
-    rows[rank, SLANT] = xy * inverse
-    rows[rank, WIDTH] = _ONE / p
+def describe(first, last, means2d, covariances, roots, opacities, radii, log_alpha_min, rows):
+    """Writes the rows [N * 16] of the drawn splats among first .. last - 1; see MEAN_X, ... for their columns."""
+    for i in range(first, last):
+        if radii[i, 0] == 0:
+            continue
+        xx, xy, yy = covariances[i, 0], covariances[i, 1], covariances[i, 2]
+        root_p, root_q, root_r = roots[i, 0], roots[i, 1], roots[i, 2]
+        opacity = opacities[i]
+        log_opacity = math.log(opacity) * _LOG2_E
+        reach = (log_opacity - log_alpha_min + float32(1e-4)) * _SLACK
+        distance = math.sqrt(reach) * _DISTANCE_SCALE
+        at = np.int64(i) * ROW
+        rows[at + MEAN_X], rows[at + MEAN_Y] = means2d[i, 0], means2d[i, 1]
+        rows[at + ROOT_P], rows[at + ROOT_Q], rows[at + ROOT_R] = (
+            root_p * _ROOT_SCALE,
+            root_q * _ROOT_SCALE,
+            root_r * _ROOT_SCALE,
+        )
+        rows[at + LOG_OPACITY], rows[at + OPACITY] = log_opacity, opacity
+        rows[at + REACH] = reach
+        rows[at + HALF_HEIGHT] = distance * yy * root_r
+        rows[at + RIGHTMOST] = distance * xy / math.sqrt(xx)
+        rows[at + SLANT] = xy * root_r * root_r
+        rows[at + WIDTH] = _DISTANCE_SCALE / root_p
 
 
 @njit(**_SETTINGS)
-def _columns(row, y0, y1, tiles):
+def _columns(rows, at, y0, y1, tiles):
     """The first and last tile column in which the ellipse has pixel centres with y0 <= y <= y1 (y from its middle)."""
-    half_height, reach = row[HALF_HEIGHT], row[REACH]
+    half_height, reach = rows[at + HALF_HEIGHT], rows[at + REACH]
     y0, y1 = max(y0, -half_height), min(y1, half_height)
-    right, left = min(max(row[RIGHTMOST], y0), y1), min(max(-row[RIGHTMOST], y0), y1)
-    right_v, left_v = row[ROOT_R] * right, row[ROOT_R] * left
-    x1 = row[MEAN_X] + row[SLANT] * right + row[WIDTH] * math.sqrt(max(reach - right_v * right_v, _ZERO))
-    x0 = row[MEAN_X] + row[SLANT] * left - row[WIDTH] * math.sqrt(max(reach - left_v * left_v, _ZERO))
+    right, left = min(max(rows[at + RIGHTMOST], y0), y1), min(max(-rows[at + RIGHTMOST], y0), y1)
+    right_v, left_v = rows[at + ROOT_R] * right, rows[at + ROOT_R] * left
+    x1 = (
+        rows[at + MEAN_X]
+        + rows[at + SLANT] * right
+        + rows[at + WIDTH] * math.sqrt(max(reach - right_v * right_v, _ZERO))
+    )
+    x0 = rows[at + MEAN_X] + rows[at + SLANT] * left - rows[at + WIDTH] * math.sqrt(max(reach - left_v * left_v, _ZERO))
     first, last = math.ceil(x0 - _HALF - _HAIR) // TILE, math.floor(x1 - _HALF + _HAIR) // TILE
     return max(first, 0), min(last, tiles - 1)
 
 
 @njit(**_SETTINGS)
-def find_tiles(order, first, last, means2d, covariances, roots, opacities, log_alpha_min, rows, counts, across, down):
-    """Writes rows first .. last - 1 of the splats in `order`, and finds the tiles each of them touches.
+def find_tiles(order, first, last, rows, counts, across, down):
+    """The tiles that splats order[first], ..., order[last - 1] touch: pairs (tile, splat), both int32, in that order.
 
-    Adds to `counts` [tiles] how many splats touch a tile. Returns pairs (tile, rank), both int32, by rising rank.
+    Adds to `counts` [tiles] how many splats touch a tile.
     """
     room = (last - first) * 4 + 64
-    tiles, ranks = np.empty(room, np.int32), np.empty(room, np.int32)
+    tiles, splats = np.empty(room, np.int32), np.empty(room, np.int32)
     found = 0
     for rank in range(first, last):
-        _write_row(rows, rank, order[rank], means2d, covariances, roots, opacities, log_alpha_min)
-        row = rows[rank]
-        top = math.floor(row[MEAN_Y] - row[HALF_HEIGHT] - _HALF) // TILE
-        bottom = math.floor(row[MEAN_Y] + row[HALF_HEIGHT] - _HALF) // TILE
+        prefetch(rows, np.int64(order[min(rank + AHEAD, last - 1)]) * ROW)
+        i = order[rank]
+        at = np.int64(i) * ROW
+        top = math.floor(rows[at + MEAN_Y] - rows[at + HALF_HEIGHT] - _HALF) // TILE
+        bottom = math.floor(rows[at + MEAN_Y] + rows[at + HALF_HEIGHT] - _HALF) // TILE
         for tile_y in range(max(top, 0), min(bottom, down - 1) + 1):
-            y0 = float32(tile_y * TILE) + _HALF - row[MEAN_Y]
+            y0 = float32(tile_y * TILE) + _HALF - rows[at + MEAN_Y]
             y1 = y0 + float32(TILE - 1)
-            if y1 < -row[HALF_HEIGHT] or y0 > row[HALF_HEIGHT]:
+            if y1 < -rows[at + HALF_HEIGHT] or y0 > rows[at + HALF_HEIGHT]:
                 continue
-            x0, x1 = _columns(row, y0, y1, across)
+            x0, x1 = _columns(rows, at, y0, y1, across)
             if found + x1 - x0 + 1 > room:
                 room = room * 2 + across
-                more_tiles, more_ranks = np.empty(room, np.int32), np.empty(room, np.int32)
-                more_tiles[:found], more_ranks[:found] = tiles[:found], ranks[:found]
-                tiles, ranks = more_tiles, more_ranks
+                more_tiles, more_splats = np.empty(room, np.int32), np.empty(room, np.int32)
+                more_tiles[:found], more_splats[:found] = tiles[:found], splats[:found]
+                tiles, splats = more_tiles, more_splats
             for tile_x in range(x0, x1 + 1):
                 tile = tile_y * across + tile_x
                 counts[tile] += 1
-                tiles[found], ranks[found] = tile, rank
+                tiles[found], splats[found] = tile, i
                 found += 1
-    return tiles[:found], ranks[:found]
+    return tiles[:found], splats[:found]
 
 
 @njit(**_SETTINGS)
@@ -197,11 +212,11 @@ def lay_out(counts, starts):
 
 
 @njit(**_SETTINGS)
-def deal(tiles, ranks, places, lists):
-    """Writes every rank to its tile's list, at the tile's next place."""
+def deal(tiles, splats, places, lists):
+    """Writes every splat to its tile's list, at the tile's next place."""
     for k in range(tiles.size):
         tile = tiles[k]
-        lists[places[tile]] = ranks[k]
+        lists[places[tile]] = splats[k]
         places[tile] += 1
 
 
@@ -219,22 +234,23 @@ def groups_before(starts, groups):
 def touch_blocks(rows, splats, left, top, shapes, touches):
     """Which of a tile's splats touch which of its blocks.
 
-    `splats` are ranks; `left` and `top` the tile's corner; `shapes` scratch of 8 x (16 * groups) floats. Bit i of
+    `splats` are their indices; `left` and `top` the tile's corner; `shapes` scratch of 8 x (16 * groups) floats. Bit i of
     `touches[16 * group + block]` (uint16) is set if splat 16 * group + i touches the block.
     """
     count = splats.size
     groups = (count + LANES - 1) // LANES
     pitch = groups * LANES
     for k in range(count):
-        row = rows[splats[k]]
-        shapes[k] = row[MEAN_X] - left - _HALF
-        shapes[pitch + k] = row[MEAN_Y] - top - _HALF
-        shapes[2 * pitch + k] = row[ROOT_R]
-        shapes[3 * pitch + k] = row[REACH]
-        shapes[4 * pitch + k] = row[HALF_HEIGHT]
-        shapes[5 * pitch + k] = row[RIGHTMOST]
-        shapes[6 * pitch + k] = row[SLANT]
-        shapes[7 * pitch + k] = row[WIDTH]
+        prefetch(rows, np.int64(splats[min(k + AHEAD, count - 1)]) * ROW)
+        at = np.int64(splats[k]) * ROW
+        shapes[k] = rows[at + MEAN_X] - left - _HALF
+        shapes[pitch + k] = rows[at + MEAN_Y] - top - _HALF
+        shapes[2 * pitch + k] = rows[at + ROOT_R]
+        shapes[3 * pitch + k] = rows[at + REACH]
+        shapes[4 * pitch + k] = rows[at + HALF_HEIGHT]
+        shapes[5 * pitch + k] = rows[at + RIGHTMOST]
+        shapes[6 * pitch + k] = rows[at + SLANT]
+        shapes[7 * pitch + k] = rows[at + WIDTH]
     for part in range(8):
         for k in range(count, pitch):
             # A height of -1 touches nothing.

@@ -86,33 +86,29 @@ def _lists(
     shapes = (_array(means2d), _array(covariances), _array(roots), _array(opacities))
     keys = _array(depths).view(np.uint32)
     across, down = -(-camera.width // tiles.TILE), -(-camera.height // tiles.TILE)
+    rows = np.empty(len(radii) * tiles.ROW, np.float32)
+    share(
+        lambda number: tiles.describe(
+            *part(len(radii), number, threads), *shapes, radii.numpy(), _LIMITS.log_alpha_min, rows
+        ),
+        threads,
+    )
     order = tiles.nearest_first(keys, radii.numpy())
-    rows = np.empty((len(order), tiles.ROW), np.float32)
     counts = np.zeros((threads, across * down), np.int64)
     found = share(
-        lambda number: tiles.find_tiles(
-            order,
-            *part(len(order), number, threads),
-            *shapes,
-            _LIMITS.log_alpha_min,
-            rows,
-            counts[number],
-            across,
-            down,
-        ),
+        lambda number: tiles.find_tiles(order, *part(len(order), number, threads), rows, counts[number], across, down),
         threads,
     )
     starts, groups = np.empty(across * down + 1, np.int64), np.empty(across * down + 1, np.int64)
     tiles.lay_out(counts, starts)
     tiles.groups_before(starts, groups)
-    ranks = np.empty(starts[-1], np.int32)
-    share(lambda number: tiles.deal(*found[number], counts[number], ranks), threads)
+    splats = np.empty(starts[-1], np.int32)
+    share(lambda number: tiles.deal(*found[number], counts[number], splats), threads)
     return compositing.Lists(
-        order=order,
         rows=rows,
         starts=starts,
         groups=groups,
-        ranks=ranks,
+        splats=splats,
         touches=np.empty(groups[-1] * tiles.BLOCKS, np.uint16),
         width=camera.width,
         height=camera.height,
@@ -126,7 +122,7 @@ class _Drawing:
     """One picture's lists, and what its backward passes need."""
 
     lists: compositing.Lists
-    count: int
+    radii: np.ndarray
     transmittances: np.ndarray
     stops: np.ndarray
     absgrad: Tensor | None = None
@@ -155,8 +151,8 @@ class _Drawing:
     ) -> tuple[np.ndarray, ...]:
         """Gradients of positions, covariances, opacities and values, and the absolute ones of positions."""
         threads = torch.get_num_threads()
-        channels, drawn = values.shape[1], len(self.lists.order)
-        gradients = np.zeros((threads, drawn, compositing.LOCAL + channels), np.float32)
+        count, channels = len(self.radii), values.shape[1]
+        gradients = np.zeros((threads, count, compositing.LOCAL + channels), np.float32)
         share(
             lambda number: compositing.composite_backward(
                 number, threads, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
@@ -164,11 +160,11 @@ class _Drawing:
             ),
             threads,
         )  # fmt: skip
-        shapes = ((self.count, 2), (self.count, 3), (self.count,), (self.count, channels), (self.count, 2))
-        outgoing = tuple(np.zeros(shape, np.float32) for shape in shapes)
+        shapes = ((count, 2), (count, 3), (count,), (count, channels), (count, 2))
+        outgoing = tuple(np.empty(shape, np.float32) for shape in shapes)
         share(
             lambda number: compositing.spread_gradients(
-                *part(drawn, number, threads), self.lists, gradients, *outgoing
+                *part(count, number, threads), self.lists, self.radii, gradients, *outgoing
             ),
             threads,
         )
@@ -221,7 +217,7 @@ class Cpu(Rasterizer):
         threads = torch.get_num_threads()
         lists = _lists(means2d, covariances, roots, splats.opacities, depths, radii, camera, threads)
         pixels = (len(lists.starts) - 1) * tiles.TILE**2
-        drawing = _Drawing(lists, len(splats), np.empty(pixels, np.float32), np.empty(pixels, np.float32))
+        drawing = _Drawing(lists, radii.numpy(), np.empty(pixels, np.float32), np.empty(pixels, np.float32))
         values = splats.values
         if depth:
             values = torch.cat([values, depths[:, None]], 1)
