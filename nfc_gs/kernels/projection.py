@@ -21,6 +21,7 @@ from numba import float32, njit
 # No fast-math for NaN and infinity: the tests for them must survive.
 _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
+_INLINE = _SETTINGS | {"forceinline": True}
 _ONE, _TWO, _HALF = np.float32(1), np.float32(2), np.float32(0.5)
 # Whatever is larger on the screen (in pixels, or square pixels) is taken for infinite.
 _FINITE = np.float32(1e18)
@@ -51,7 +52,7 @@ class Pinhole(NamedTuple):
     alpha_min: np.float32
 
 
-@njit(**_SETTINGS)
+@njit(**_INLINE)
 def _rotation(w, x, y, z):
     """The rotation matrix of a unit quaternion, row by row."""
     return (
@@ -67,7 +68,7 @@ def _rotation(w, x, y, z):
     )
 
 
-@njit(**_SETTINGS)
+@njit(**_INLINE)
 def _seen(means, i, camera):
     """The mean in the camera's frame."""
     m0, m1, m2 = means[i, 0], means[i, 1], means[i, 2]
@@ -79,7 +80,7 @@ def _seen(means, i, camera):
     )
 
 
-@njit(**_SETTINGS)
+@njit(**_INLINE)
 def _derivative(x, y, z, camera):
     """J R, the derivative of the screen position by the mean: its two rows, the point where it is taken, and 1 / z."""
     inverse = _ONE / z
@@ -93,7 +94,7 @@ def _derivative(x, y, z, camera):
     return row_x, row_y, near_x, near_y, inverse
 
 
-@njit(**_SETTINGS)
+@njit(**_INLINE)
 def _times_matrix(row, m):
     """A row times a 3 x 3 matrix."""
     return (
@@ -101,6 +102,15 @@ def _times_matrix(row, m):
         row[0] * m[1] + row[1] * m[4] + row[2] * m[7],
         row[0] * m[2] + row[1] * m[5] + row[2] * m[8],
     )
+
+
+@njit(**_SETTINGS)
+def _leave_out(i, means2d, covariances, roots, depths, radii):
+    """Zeros for a splat that is not drawn."""
+    means2d[i, 0] = means2d[i, 1] = depths[i] = float32(0)
+    covariances[i, 0] = covariances[i, 1] = covariances[i, 2] = float32(0)
+    roots[i, 0] = roots[i, 1] = roots[i, 2] = float32(0)
+    radii[i, 0] = radii[i, 1] = 0
 
 
 @njit(**_SETTINGS)
@@ -112,16 +122,16 @@ def project(first, last, means, quats, scales, opacities, camera, means2d, covar
     `camera.alpha_min`, rounded up. What is too near, outside the picture, too faint anywhere, or not finite gets radii
     0 and zeros everywhere.
     """
+    faintest = _ONE / camera.alpha_min
     for i in range(first, last):
-        means2d[i, 0] = means2d[i, 1] = depths[i] = float32(0)
-        covariances[i, 0] = covariances[i, 1] = covariances[i, 2] = float32(0)
-        roots[i, 0] = roots[i, 1] = roots[i, 2] = float32(0)
-        radii[i, 0] = radii[i, 1] = 0
         x, y, z = _seen(means, i, camera)
         opacity = opacities[i]
         # Written so that NaN fails every test.
         if not (z >= camera.near and z < _FINITE and opacity >= camera.alpha_min and opacity < _FINITE):
+            _leave_out(i, means2d, covariances, roots, depths, radii)
             continue
+        # alpha = opacity exp(-d² / 2) falls to alpha_min at this many standard deviations.
+        reach = math.sqrt(_TWO * max(math.log(opacity * faintest), float32(0)))
         w0, w1, w2, w3 = quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]
         length = _ONE / math.sqrt(w0 * w0 + w1 * w1 + w2 * w2 + w3 * w3)
         matrix = _rotation(w0 * length, w1 * length, w2 * length, w3 * length)
@@ -137,13 +147,13 @@ def project(first, last, means, quats, scales, opacities, camera, means2d, covar
         u = camera.focal_x * x * inverse + camera.centre_x
         v = camera.focal_y * y * inverse + camera.centre_y
         if not (abs(u) < _FINITE and abs(v) < _FINITE and xx < _FINITE and yy < _FINITE and determinant > 0):
+            _leave_out(i, means2d, covariances, roots, depths, radii)
             continue
-        # alpha = opacity exp(-d² / 2) falls to alpha_min at this many standard deviations.
-        reach = math.sqrt(_TWO * math.log(opacity / camera.alpha_min))
         deviation_y = math.sqrt(yy)
         half_x, half_y = reach * math.sqrt(xx), reach * deviation_y
         outside_x = u + half_x <= 0 or u - half_x >= camera.width
         if outside_x or v + half_y <= 0 or v - half_y >= camera.height:
+            _leave_out(i, means2d, covariances, roots, depths, radii)
             continue
         means2d[i, 0], means2d[i, 1], depths[i] = u, v, z
         covariances[i, 0], covariances[i, 1], covariances[i, 2] = xx, xy, yy

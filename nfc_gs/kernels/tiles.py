@@ -234,8 +234,8 @@ def groups_before(starts, groups):
 def touch_blocks(rows, splats, left, top, shapes, touches):
     """Which of a tile's splats touch which of its blocks.
 
-    `splats` are their indices; `left` and `top` the tile's corner; `shapes` scratch of 8 x (16 * groups) floats. Bit i of
-    `touches[16 * group + block]` (uint16) is set if splat 16 * group + i touches the block.
+    `splats` are their indices; `left` and `top` the tile's corner; `shapes` scratch of 8 x (16 * groups) floats. Bit i
+    of `touches[16 * group + block]` (uint16) is set if splat 16 * group + i touches the block.
     """
     count = splats.size
     groups = (count + LANES - 1) // LANES
