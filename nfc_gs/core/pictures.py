@@ -5,10 +5,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from nfc_gs.config import UserError
+from nfc_gs.core.lenses import Lens, Undistortion
 from nfc_gs.core.scene import Photograph
 
 # The file endings that a picture named without one, or named with another one, is looked for under.
@@ -34,23 +35,6 @@ class Header:
     height: int
     turned: bool
     has_alpha: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Undistortion:
-    """Where in the distorted picture each pixel of the straight one is found.
-
-    `columns` and `rows` are array indices (0 is the middle of the first pixel, as in OpenCV's remap); `valid` is
-    false where the photograph holds nothing for a pixel.
-    """
-
-    columns: Float32[np.ndarray, "H W"]
-    rows: Float32[np.ndarray, "H W"]
-    valid: Bool[np.ndarray, "H W"]
-
-    def straighten(self, pixels: np.ndarray) -> np.ndarray:
-        """The undistorted picture, bilinear; pixels with no source repeat the nearest edge and are not `valid`."""
-        return cv2.remap(pixels, self.columns, self.rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def read_header(path: Path) -> Header:
@@ -163,6 +147,46 @@ def develop(
         # Sums of float32 weights of an all-valid pixel may fall a little short of 1.
         mask=valid > 0.999 if valid is not None else None,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFile:
+    """A picture on disk and all that is done to it, once, before it is a photograph of `size` (width, height).
+
+    `upright` turns it as EXIF says; `lens` is what bends it (None: nothing). `mask` names a file of which 0 says "this
+    pixel does not count" or, with `mask_is_alpha`, of which the brightness is the subject's opacity.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    upright: bool = False
+    lens: Lens | None = None
+    mask: Path | None = None
+    mask_is_alpha: bool = False
+
+    def read(self) -> Photograph:
+        """The photograph.
+
+        Raises:
+            DatasetError: a file is missing, corrupt or of another size than it was.
+        """
+        pixels = read_pixels(self.path, self.upright)
+        height, width = pixels.shape[:2]
+        mask = read_mask(self.mask, width, height, self.upright) if self.mask is not None else None
+        undistortion = None
+        if self.lens is not None:
+            if (width, height) != (self.lens.width, self.lens.height):
+                raise DatasetError(
+                    f"{self.path}: is now {width}x{height}, but was {self.lens.width}x{self.lens.height} at the start"
+                )
+            undistortion = self.lens.undistortion()
+        return develop(
+            pixels,
+            size=self.size,
+            alpha=mask if self.mask_is_alpha else None,
+            counts=None if self.mask_is_alpha else mask,
+            undistortion=undistortion,
+        )
 
 
 def downscaled(width: int, height: int, factor: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """A world of a few solids, drawn exactly by tracing rays: the oracle that no splat had a hand in.
 
-Spheres, boxes and a table top, with procedural patterns. The light is soft and the same from everywhere, so a colour is a
-function of the place on the surface alone; all arrays are float32, colours are sRGB in [0, 1].
+Spheres, boxes and a table top, with procedural patterns. Nothing shines, so a colour is a function of the place on the
+surface alone, the same from everywhere; all arrays are float32, colours are sRGB in [0, 1].
 """
 
 import abc
@@ -239,8 +239,8 @@ def surface_colours(
 ) -> Float32[np.ndarray, "N 3"]:
     """The lit colours at points of the surface of `solids[which]`, the same from every side.
 
-    Lambert's cosine law; the other solids, as balls, dim the light from everywhere by the part of the sky they cover and
-    the light from afar softly about its line to the point.
+    Lambert's cosine law; the other solids, as balls, dim the light from everywhere by the part of the sky they cover,
+    and the light from afar softly about its line to the point.
     """
     normals = solids[which].normals(points)
     facing = np.maximum(normals @ LIGHT, 0)
@@ -269,7 +269,11 @@ def sky(directions: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
     height = directions[:, 2:3]
     up = np.clip(height, 0, 1)
     down = np.clip(-height, 0, 1)
-    horizon, zenith, below = np.float32([0.88, 0.90, 0.94]), np.float32([0.36, 0.56, 0.86]), np.float32([0.42, 0.40, 0.42])
+    horizon, zenith, below = (
+        np.float32([0.88, 0.90, 0.94]),
+        np.float32([0.36, 0.56, 0.86]),
+        np.float32([0.42, 0.40, 0.42]),
+    )
     return horizon + (zenith - horizon) * up + (below - horizon) * np.sqrt(down)
 
 

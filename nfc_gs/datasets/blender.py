@@ -1,16 +1,13 @@
 """NeRF-synthetic's layout: `transforms_train.json` and `transforms_test.json` beside pictures with transparency."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Ge, Gt
 
-from nfc_gs.config import spec
+from nfc_gs.config import Folder, NonNegativeInt, PositiveFloat, PositiveInt, spec
 from nfc_gs.core.camera import Camera
-from nfc_gs.core.pictures import Header, develop, downscaled, find_picture, read_header, read_pixels
-from nfc_gs.core.scene import Photograph, Scene, View, camera_extent
+from nfc_gs.core.pictures import Header, PictureFile, downscaled, find_picture, read_header
+from nfc_gs.core.scene import Scene, View, camera_extent
 from nfc_gs.core.transforms import Frame, read_transforms
 from nfc_gs.datasets.base import Dataset, DatasetError
 
@@ -27,13 +24,13 @@ class Blender(Dataset):
     file's units.
     """
 
-    folder: Path
-    downscale: Annotated[int, Ge(1)] = 1
+    folder: Folder
+    downscale: PositiveInt = 1
     background: Literal["white", "black", "random"] = "white"
     test_split: Literal["test", "val"] = "test"
-    test_stride: Annotated[int, Ge(1)] = 1
-    test_every: Annotated[int, Ge(0)] = 0
-    half_size: Annotated[float, Gt(0)] = 1.3
+    test_stride: PositiveInt = 1
+    test_every: NonNegativeInt = 0
+    half_size: PositiveFloat = 1.3
 
     def load(self, seed: int) -> Scene:
         """The scene, in the file's own coordinates; there are no points."""
@@ -94,11 +91,7 @@ class Blender(Dataset):
             time=frame.time,
         )
         size = downscaled(header.width, header.height, self.downscale)
-        return View(name=frame.name, camera=camera.resized(*size), read=_reader(header.path, size))
-
-
-def _reader(path: Path, size: tuple[int, int]) -> Callable[[], Photograph]:
-    return lambda: develop(read_pixels(path), size=size)
+        return View(name=frame.name, camera=camera.resized(*size), read=PictureFile(path=header.path, size=size).read)
 
 
 Spec = Blender

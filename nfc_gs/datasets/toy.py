@@ -1,14 +1,12 @@
-"""A still life of spheres and boxes on a round table, made while it loads: no file is needed to see the program work."""
+"""A still life of spheres and boxes on a round table, made as it loads: no file is needed to see the program work."""
 
 import colorsys
 import threading
-from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge
 
-from nfc_gs.config import spec
+from nfc_gs.config import NonNegativeInt, PositiveInt, spec
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.scene import Photograph, Points, Scene, View, camera_extent
 from nfc_gs.core.solids import Box, Disc, Pattern, Solid, Sphere, look_at, sample_surfaces, to_bytes, trace, trace_sky
@@ -29,12 +27,12 @@ class Toy(Dataset):
     evaluation; without, there is a sky. `points` surface points take the place of structure from motion's; 0 for none.
     """
 
-    size: Annotated[int, Ge(8)] = 128
-    num_train: Annotated[int, Ge(1)] = 40
-    num_test: Annotated[int, Ge(1)] = 8
-    supersample: Annotated[int, Ge(1)] = 4
+    size: PositiveInt = 128
+    num_train: PositiveInt = 40
+    num_test: PositiveInt = 8
+    supersample: PositiveInt = 4
     alpha: bool = True
-    points: Annotated[int, Ge(0)] = 2000
+    points: NonNegativeInt = 2000
 
     def load(self, seed: int) -> Scene:
         """The scene; each view is traced when it is first read, and kept."""
