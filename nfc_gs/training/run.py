@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import signal
 import sys
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -82,7 +83,11 @@ def resume(folder: Path) -> Trainer:
 
 
 def train(trainer: Trainer, folder: Path) -> Evaluation | None:
-    """Runs the trainer to its end and writes metrics.json; returns the last evaluation (None if nothing was left to do)."""
+    """Runs the trainer to its end and writes metrics.json; returns the last evaluation (None if nothing was left to do).
+
+    Being told to terminate is taken as Ctrl-C is: the run is saved first.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     evaluation = trainer.train(open_session(trainer, folder, lambda path: checkpoint.save(trainer, path)))
     if evaluation is not None:
         _record(folder, trainer.model, evaluation, trainer.done, trainer.seconds)
