@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Every command and flag."""
     parser = argparse.ArgumentParser(
-        prog="nfc-gs", description="Trains Gaussian splats from photographs, by regression or by encoded-bit classification."
+        prog="nfc-gs",
+        description="Trains Gaussian splats from photographs, by regression or by encoded-bit classification.",
     )
     parser.add_argument("--version", action="version", version=f"nfc-gs {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -63,13 +64,17 @@ def make_parser() -> argparse.ArgumentParser:
         description="nfc-gs train A.yaml [B.yaml ...] [key=value ...]: later files lie over earlier ones, overrides on top.",
     )
     train.add_argument("settings", nargs="*", metavar="FILE.yaml|KEY=VALUE")
-    train.add_argument("--resume", type=Path, metavar="RUN", help="go on where this run folder's last checkpoint was written")
+    train.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on where this run folder's last checkpoint was written"
+    )
     train.add_argument("--overwrite", action="store_true", help="delete the run folder if it is already there")
     train.set_defaults(run=run_train)
 
     evaluate = commands.add_parser("eval", help="measure a run on its held-out views; writes metrics.json")
     _add_run(evaluate)
-    evaluate.add_argument("--lpips", type=Path, metavar="DIR", help="folder with LPIPS weights (default: $NFC_GS_LPIPS)")
+    evaluate.add_argument(
+        "--lpips", type=Path, metavar="DIR", help="folder with LPIPS weights (default: $NFC_GS_LPIPS)"
+    )
     evaluate.set_defaults(run=run_eval)
 
     render = commands.add_parser("render", help="write pictures of a run's views")
@@ -90,7 +95,9 @@ def make_parser() -> argparse.ArgumentParser:
     kinds.add_argument("family", nargs="?", help="codes, losses, strategies, ... (default: all)")
     kinds.set_defaults(run=run_kinds)
 
-    doctor = commands.add_parser("doctor", help="say which backend will be used and why, and how to mend what is missing")
+    doctor = commands.add_parser(
+        "doctor", help="say which backend will be used and why, and how to mend what is missing"
+    )
     doctor.set_defaults(run=run_doctor)
     return parser
 
@@ -110,6 +117,7 @@ def run_train(chosen: argparse.Namespace) -> None:
         raise ConfigError("train needs at least one settings file, as `nfc-gs train configs/toy.yaml`, or --resume RUN")
 
     from nfc_gs.config import load
+    from nfc_gs.rasterizers.auto import Auto, choose
     from nfc_gs.training import run
     from nfc_gs.training.experiment import Experiment
 
@@ -121,6 +129,8 @@ def run_train(chosen: argparse.Namespace) -> None:
         name = "_".join(path.stem for path in files)
         trainer = run.begin(load(Experiment, files, overrides, defaults={"name": name}), chosen.overwrite)
     experiment, scene = trainer.experiment, trainer.scene
+    if isinstance(experiment.rasterizer, Auto):
+        print(f"rasterizer {choose().reason}")
     folder = experiment.folder
     print(
         f"{len(scene.train)} training and {len(scene.test)} held-out views, {len(trainer.model.gaussians):,} Gaussians "
@@ -147,7 +157,8 @@ def run_eval(chosen: argparse.Namespace) -> None:
     for name in ("psnr", "ssim", "lpips_alex", "lpips_squeeze"):
         value = metrics[name]
         print(f"{name:14} {value:.4f}" if value is not None else f"{name:14} not computed: {metrics['lpips_reason']}")
-    print(f"{metrics['num_test_views']} views, {metrics['num_gaussians']:,} Gaussians, {metrics['seconds_per_frame'] * 1e3:.0f} ms a frame")
+    milliseconds = metrics["seconds_per_frame"] * 1e3
+    print(f"{metrics['num_test_views']} views, {metrics['num_gaussians']:,} Gaussians, {milliseconds:.0f} ms a frame")
     print(f"written to {path}")
 
 
@@ -193,9 +204,11 @@ def run_doctor(chosen: argparse.Namespace) -> None:
     """Says what this machine can do."""
     from nfc_gs.rasterizers.auto import diagnose
 
-    print(f"nfc-gs {__version__}, Python {sys.version.split()[0]}")
+    print(f"nfc-gs {__version__}, Python {sys.version.split()[0]}, {os.cpu_count()} cores")
     for line in diagnose():
         print(line)
+    for name, use in (("NFC_GS_DATA", "configs/static/{fox,lego}.yaml"), ("NFC_GS_LPIPS", "LPIPS")):
+        print(f"{name}: {os.environ.get(name, f'not set (needed by {use} only)')}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class ConfigError(UserError):
 def spec(cls: type[T]) -> type[T]:
     """Makes `cls` a frozen, keyword-only dataclass that checks its values and refuses unknown keys."""
     settings = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    return _dataclass(cls, frozen=True, kw_only=True, config=settings)
+    return _dataclass(cls, frozen=True, kw_only=True, config=settings)  # type: ignore[return-value]
 
 
 def kind_in(family: str) -> BeforeValidator:
@@ -70,7 +70,9 @@ def kind_in(family: str) -> BeforeValidator:
         known = [f.name for f in dataclasses.fields(member)]
         for key in settings:
             if key not in known:
-                raise ValueError(f"kind {kind!r} has no setting {key!r} ({', '.join(known) or 'none'})" + near(key, known))
+                raise ValueError(
+                    f"kind {kind!r} has no setting {key!r} ({', '.join(known) or 'none'})" + near(key, known)
+                )
         return TypeAdapter(member).validate_python(settings)
 
     return BeforeValidator(choose)
@@ -208,7 +210,11 @@ def _near_in(schema: Any, location: tuple) -> str:
     for part in location[:-1]:
         types = {f.name: f.type for f in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else {}
         schema = types.get(str(part))
-    return near(str(location[-1]), [f.name for f in dataclasses.fields(schema)]) if dataclasses.is_dataclass(schema) else ""
+    return (
+        near(str(location[-1]), [f.name for f in dataclasses.fields(schema)])
+        if dataclasses.is_dataclass(schema)
+        else ""
+    )
 
 
 def _read_file(path: Path, above: tuple[Path, ...]) -> dict:

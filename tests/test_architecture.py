@@ -14,7 +14,9 @@ from nfc_gs.training.experiment import Experiment
 from tests.conftest import REPOSITORY
 
 MEMBERS = [(family, kind) for family in FAMILIES for kind in kinds(family)]
-SCENES = sorted(p for p in (REPOSITORY / "configs").rglob("*.yaml") if "methods" not in p.parts and p.name != "base.yaml")
+SCENES = sorted(
+    p for p in (REPOSITORY / "configs").rglob("*.yaml") if "methods" not in p.parts and p.name != "base.yaml"
+)
 METHODS = sorted((REPOSITORY / "configs" / "methods").glob("*.yaml"))
 
 
@@ -30,7 +32,9 @@ def test_every_scene_loads_under_every_method(scene, method, monkeypatch):
     from nfc_gs.config import load
 
     monkeypatch.setenv("NFC_GS_DATA", "somewhere")
-    overrides = [] if "folder" in read([scene]).get("dataset", {}) or "toy" in scene.stem else ["dataset.folder=somewhere"]
+    overrides = (
+        [] if "folder" in read([scene]).get("dataset", {}) or "toy" in scene.stem else ["dataset.folder=somewhere"]
+    )
     experiment = load(Experiment, [scene, method], overrides)
     assert experiment.steps > 0
 

@@ -89,22 +89,30 @@ def svg(groups: dict[str, list[dict[str, Any]]]) -> str:
     def place(x: float, y: float) -> str:
         return f"{left + x / right * (width - left - 10):.1f},{(high - y) / (high - low) * (height - bottom - 10) + 10:.1f}"
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
+    ]
     parts.append(f'<rect width="{width}" height="{height}" fill="white"/>')
     for y in range(int(low) + 1, int(high) + 1):
         a, b = place(0, y), place(right, y)
         parts.append(f'<polyline points="{a} {b}" stroke="#ddd" fill="none"/>')
         parts.append(f'<text x="{left - 8}" y="{float(a.split(",")[1]) + 4}" text-anchor="end">{y}</text>')
     for x in range(int(right) + 1):
-        parts.append(f'<text x="{place(x, low).split(",")[0]}" y="{height - bottom + 18}" text-anchor="middle">{x}</text>')
+        parts.append(
+            f'<text x="{place(x, low).split(",")[0]}" y="{height - bottom + 18}" text-anchor="middle">{x}</text>'
+        )
     parts.append(f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">minutes of training</text>')
-    parts.append(f'<text x="14" y="{height / 2}" transform="rotate(-90 14 {height / 2})" text-anchor="middle">held-out PSNR, dB</text>')
+    parts.append(
+        f'<text x="14" y="{height / 2}" transform="rotate(-90 14 {height / 2})" text-anchor="middle">held-out PSNR, dB</text>'
+    )
     for number, (name, runs) in enumerate(groups.items()):
         colour = COLOURS[number % len(COLOURS)]
         for run in runs:
             line = " ".join(place(x, y) for x, y in run["curve"])
             parts.append(f'<polyline points="{line}" stroke="{colour}" fill="none" stroke-width="1.5"/>')
-        parts.append(f'<text x="{width - 20}" y="{height - bottom - 12 - 16 * number}" text-anchor="end" fill="{colour}">{name}</text>')
+        parts.append(
+            f'<text x="{width - 20}" y="{height - bottom - 12 - 16 * number}" text-anchor="end" fill="{colour}">{name}</text>'
+        )
     return "\n".join([*parts, "</svg>"])
 
 
@@ -114,7 +122,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="the Markdown file; the curves go beside it as .svg")
     parser.add_argument("--title", default="Results")
-    parser.add_argument("--note", default="", help="a sentence to stand under the title, as the command that made the runs")
+    parser.add_argument(
+        "--note", default="", help="a sentence to stand under the title, as the command that made the runs"
+    )
     chosen = parser.parse_args()
     runs = [read_run(folder) for folder in chosen.runs if (folder / "metrics.json").is_file()]
     if not runs:
@@ -128,7 +138,12 @@ def main() -> None:
         picture = chosen.output.with_suffix(".svg")
         picture.write_text(curves)
         text += [f"![held-out PSNR against minutes]({picture.name})", ""]
-    text += ["Held-out views only, the last model and not the best; mean ± sample standard deviation over the seeds.", "", conditions(runs), ""]
+    text += [
+        "Held-out views only, the last model and not the best; mean ± sample standard deviation over the seeds.",
+        "",
+        conditions(runs),
+        "",
+    ]
     chosen.output.write_text("\n".join(text))
     print(f"{len(runs)} runs, {len(groups)} rows: {chosen.output}")
 

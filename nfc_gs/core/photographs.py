@@ -62,7 +62,7 @@ class PhotographStore:
     def _spilled(self, photograph: Photograph) -> Photograph:
         """The same photograph, its pixels at the end of the temporary file."""
         if self._spill is None:
-            self._spill = tempfile.NamedTemporaryFile(prefix="nfc-gs-", suffix=".photographs")
+            self._spill = tempfile.NamedTemporaryFile(prefix="nfc-gs-", suffix=".photographs")  # noqa: SIM115
         file = self._spill
 
         def moved(pixels: np.ndarray | None) -> np.ndarray | None:

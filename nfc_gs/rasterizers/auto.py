@@ -1,6 +1,9 @@
 """gsplat where it really draws, else the CPU; and the reason, for whoever wonders."""
 
 import functools
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import torch
@@ -45,6 +48,44 @@ def choose() -> Choice:
             Cpu(), f"cpu: gsplat drew a splat of opacity 0.9 with {alpha:.3f} on {torch.cuda.get_device_name()}"
         )
     return Choice(Gsplat(), f"gsplat: drew one splat on {torch.cuda.get_device_name()}")
+
+
+def diagnose() -> list[str]:
+    """What this machine has for drawing, what was chosen and why, and how to mend what is missing; a line each."""
+    built = torch.version.cuda
+    lines = [f"torch {torch.__version__}, built for {f'CUDA {built}' if built else 'the CPU only'}"]
+    compiler = _nvcc()
+    lines.append(f"nvcc {compiler}" if compiler else "nvcc: not found")
+    try:
+        lines.append(f"gsplat {version('gsplat')}")
+    except PackageNotFoundError:
+        lines.append("gsplat: not installed")
+    lines.append(f"chosen: {choose().reason}")
+    if isinstance(choose().rasterizer, Gsplat):
+        return lines
+    if built is None:
+        lines.append("mend: to use an NVIDIA GPU, install torch's CUDA build (https://pytorch.org/get-started/locally)")
+    elif not torch.cuda.is_available():
+        lines.append("mend: torch is built for CUDA but sees no device: look at `nvidia-smi` and CUDA_VISIBLE_DEVICES")
+    elif compiler is None:
+        lines.append(f"mend: gsplat compiles at its first use: install nvcc {built} (environment.yml brings it)")
+    elif compiler.split(".")[:2] != built.split(".")[:2]:
+        lines.append(f"mend: nvcc is {compiler} but torch was built for CUDA {built}: make the two equal")
+    else:
+        lines.append(
+            "mend: pip install -c constraints.txt 'nfc-gs[cuda]', then run this again: it compiles for minutes"
+        )
+    return lines
+
+
+def _nvcc() -> str | None:
+    """The version of the CUDA compiler on the path, as 13.0."""
+    try:
+        said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found[1] if found else None
 
 
 def _trial(rasterizer: Rasterizer) -> float:

@@ -40,7 +40,12 @@ class Gsplat(Rasterizer):
 
     @property
     def device(self) -> str:
-        """The CUDA device."""
+        """The CUDA device.
+
+        Raises:
+            NoGpuError: without one, or without gsplat.
+        """
+        _rasterization()
         return "cuda"
 
     def __call__(

@@ -125,9 +125,7 @@ def load_model(experiment: Experiment, path: Path) -> tuple[SplatModel, dict[str
         field=field.to(device),
         degree=record["degree"],
         background=tuple(record["background"]),
-        to_world=Similarity(
-            scale=record["to_world"]["scale"], translation=tuple(record["to_world"]["translation"])
-        ),
+        to_world=Similarity(scale=record["to_world"]["scale"], translation=tuple(record["to_world"]["translation"])),
         extent=record["extent"],
     )
     return model, record
@@ -136,7 +134,9 @@ def load_model(experiment: Experiment, path: Path) -> tuple[SplatModel, dict[str
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """The JSON record and the tensors, by group."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no checkpoint; a training writes its first one after the steps named by callbacks.checkpoints.every")
+        raise CheckpointError(
+            f"{path}: there is no checkpoint; a training writes its first one after the steps named by callbacks.checkpoints.every"
+        )
     try:
         tensors = safetensors.load_file(path)
         with open(path, "rb") as file:

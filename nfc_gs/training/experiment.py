@@ -5,7 +5,17 @@ from typing import Annotated, Literal
 
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.codes.identity import Identity
-from nfc_gs.config import Folder, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, kind_in, kinds_in, spec
+from nfc_gs.config import (
+    Folder,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    kind_in,
+    kinds_in,
+    spec,
+)
 from nfc_gs.datasets.base import Dataset
 from nfc_gs.deformations.base import Deformation
 from nfc_gs.deformations.static import Static

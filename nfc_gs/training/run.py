@@ -1,6 +1,5 @@
 """A run folder: made from settings, and opened again for evaluation, rendering and export."""
 
-import os
 import resource
 import shutil
 import signal
@@ -15,8 +14,8 @@ import psutil
 import torch
 
 from nfc_gs.config import UserError, load, write
-from nfc_gs.core.scene import Scene, View
 from nfc_gs.core.photographs import PhotographStore
+from nfc_gs.core.scene import Scene, View
 from nfc_gs.evaluation import Evaluation, Lpips, contact_sheet, evaluate, metrics, render_split, write_metrics
 from nfc_gs.evaluation.pictures import write_png
 from nfc_gs.model import SplatModel

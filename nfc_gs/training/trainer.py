@@ -42,7 +42,10 @@ class Trainer:
         model.gaussians = self.optimizer.gaussians
         self.statistics = experiment.strategy.init(len(model.gaussians), model.rasterizer.device)
         self.memory = {
-            kind: {name: value.to(model.rasterizer.device) for name, value in loss.init(len(model.gaussians), model.code).items()}
+            kind: {
+                name: value.to(model.rasterizer.device)
+                for name, value in loss.init(len(model.gaussians), model.code).items()
+            }
             for kind, loss in experiment.losses.items()
             if isinstance(loss, MemoryLoss)
         }

@@ -74,7 +74,13 @@ def test_a_restored_optimizer_goes_on_bit_for_bit():
     pull(broken, 3)
     kept = {name: value.clone() for name, value in broken.tensors().items()}
     again = optimizer()
-    again.gaussians = again.apply(Edit(parent=torch.arange(5), fresh=torch.zeros(5, dtype=torch.bool), values={n: v.detach().clone() for n, v in broken.gaussians.items()}))
+    again.gaussians = again.apply(
+        Edit(
+            parent=torch.arange(5),
+            fresh=torch.zeros(5, dtype=torch.bool),
+            values={n: v.detach().clone() for n, v in broken.gaussians.items()},
+        )
+    )
     again.restore(kept)
     for o in (straight, again):
         sum((value**2).sum() for _, value in o.gaussians.items()).backward()

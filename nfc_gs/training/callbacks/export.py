@@ -22,7 +22,9 @@ class AtTheEnd(Listener):
         if finished:
             folder = self.session.folder / "exports"
             folder.mkdir(exist_ok=True)
-            print(self.exporter.write(self.session.model(), folder / f"{self.session.folder.name}{self.exporter.suffix}"))
+            print(
+                self.exporter.write(self.session.model(), folder / f"{self.session.folder.name}{self.exporter.suffix}")
+            )
 
 
 @spec

@@ -44,7 +44,9 @@ class Bar(Listener):
             self.speed = (report.step - self.at) / max(now - self.since, 1e-9)
             self.since, self.at = now, report.step
             loss = sum(float(term) for term in report.terms.values())
-            state = f"loss {loss:.4f}  psnr {self.psnr:.2f}  {report.num_gaussians:,} Gaussians  {self.speed:.1f} steps/s"
+            state = (
+                f"loss {loss:.4f}  psnr {self.psnr:.2f}  {report.num_gaussians:,} Gaussians  {self.speed:.1f} steps/s"
+            )
             self.bar.update(self.task, completed=report.step, step=f"{report.step}/{self.session.steps}", state=state)
             if not self.console.is_terminal and report.step % self.interval < self.every:
                 self.console.print(f"step {report.step}/{self.session.steps}  {state}")
