@@ -100,12 +100,13 @@ def _undistortion(lens: Lens) -> Undistortion:
     y = (np.arange(lens.height) + 0.5 - centre_y) / focal_y
     rays = np.ones((lens.height, lens.width, 3))
     rays[..., 0], rays[..., 1] = x, y[:, None]
-    sources = lens.camera.img_from_cam(rays.reshape(-1, 3)).reshape(lens.height, lens.width, 2)
+    projected = np.asarray(lens.camera.img_from_cam(rays.reshape(-1, 3)))
+    sources = projected.reshape(lens.height, lens.width, 2)
     columns, rows = sources[..., 0], sources[..., 1]
     with np.errstate(invalid="ignore"):
         valid = (columns >= 0) & (columns <= lens.width) & (rows >= 0) & (rows <= lens.height)
         # A distortion's polynomial is only meant up to where it turns back; beyond, it would show the middle once more.
-        down, right = np.gradient(sources, axis=(0, 1))
+        down, right = np.gradient(sources, axis=0), np.gradient(sources, axis=1)
         folds = ~(right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0] > 0)
     if folds.any():
         radius = np.hypot(x, y[:, None])

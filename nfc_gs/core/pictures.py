@@ -46,13 +46,13 @@ def read_header(path: Path) -> Header:
     try:
         with Image.open(path) as picture:
             width, height = picture.size
-            orientation = picture.getexif().get(ORIENTATION_TAG, 1)
+            orientation = _orientation(picture)
             has_alpha = picture.has_transparency_data
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such picture") from None
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
         raise DatasetError(f"{path}: is not a picture that can be read ({_first_line(error)}); restore it") from None
-    turned = isinstance(orientation, int) and orientation > LAST_UNTURNED_ORIENTATION
+    turned = orientation > LAST_UNTURNED_ORIENTATION
     return Header(path=path, width=width, height=height, turned=turned, has_alpha=has_alpha)
 
 
@@ -68,8 +68,7 @@ def read_pixels(path: Path, upright: bool = False) -> UInt8[np.ndarray, "H W C"]
     try:
         with Image.open(path) as picture:
             if upright:
-                orientation = picture.getexif().get(ORIENTATION_TAG, 1)
-                picture.load()
+                orientation = _orientation(picture)
                 turn = {
                     2: Image.Transpose.FLIP_LEFT_RIGHT,
                     3: Image.Transpose.ROTATE_180,
@@ -129,7 +128,7 @@ def develop(
     if alpha is not None:
         opacity = alpha.astype(np.float32)
         colours = colours.astype(np.float32) * (opacity[..., None] / 255)
-    valid = None if counts is None else (counts > 0).astype(np.float32)
+    valid: np.ndarray | None = None if counts is None else (counts > 0).astype(np.float32)
     if undistortion is not None:
         colours = undistortion.straighten(colours)
         opacity = undistortion.straighten(opacity) if opacity is not None else None
@@ -210,6 +209,11 @@ def find_picture(path: Path) -> Path | None:
         stems.append(path.with_suffix(""))
     candidates = (stem.with_name(stem.name + ending) for stem in stems for ending in PICTURE_ENDINGS)
     return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8. Only cameras' formats are asked: of a PNG, Pillow would decode all pixels to tell."""
+    return picture.getexif().get(ORIENTATION_TAG, 1) if picture.format in ("JPEG", "MPO", "TIFF", "WEBP") else 1
 
 
 def _bytes(values: np.ndarray) -> UInt8[np.ndarray, "..."]:

@@ -35,14 +35,16 @@ class Pattern:
         """The unlit colours at places in the solid's own coordinates, about -1 to 1."""
         scaled = places * np.float32(self.waves)
         if self.kind == "stripes":
-            chosen = np.floor(scaled[:, 2] + 0.5 * scaled[:, 0]) % 2
+            odd = np.floor(scaled[:, 2] + np.float32(0.5) * scaled[:, 0]).astype(np.int32) & 1
         elif self.kind == "checks":
             # Shifted by an odd fraction, so that no face of a box lies on a seam.
-            chosen = np.floor(scaled + np.float32(0.37)).sum(axis=1) % 2
+            cells = np.floor(scaled + np.float32(0.37)).astype(np.int32)
+            odd = (cells[:, 0] + cells[:, 1] + cells[:, 2]) & 1
         else:
-            chosen = (((scaled % 1) - np.float32(0.5)) ** 2).sum(axis=1) < 0.16
-        first, second = np.float32(self.first), np.float32(self.second)
-        return np.where(chosen[:, None] > 0, second, first)
+            x, y, z = (scaled - np.floor(scaled) - np.float32(0.5)).T
+            odd = x * x + y * y + z * z < np.float32(0.16)
+        first, second = _vector(self.first), _vector(self.second)
+        return np.stack([first, second])[odd.astype(np.int8)]
 
 
 class Solid(abc.ABC):
@@ -91,7 +93,7 @@ class Sphere(Solid):
         self, origin: Float32[np.ndarray, "3"], directions: Float32[np.ndarray, "N 3"]
     ) -> Float32[np.ndarray, " N"]:
         """The nearer root of the quadratic."""
-        offset = origin - np.float32(self.centre)
+        offset = origin - _vector(self.centre)
         half = directions @ offset
         under = half * half - np.float32(offset @ offset - self.radius**2)
         distance = -half - np.sqrt(np.maximum(under, 0))
@@ -99,7 +101,7 @@ class Sphere(Solid):
 
     def normals(self, points: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
         """From the centre outwards."""
-        return (points - np.float32(self.centre)) / np.float32(self.radius)
+        return (points - _vector(self.centre)) / np.float32(self.radius)
 
     def own(self, points: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
         """The unit sphere about the origin."""
@@ -119,7 +121,7 @@ class Sphere(Solid):
     @property
     def ball(self) -> tuple[Float32[np.ndarray, "3"], float]:
         """The sphere itself."""
-        return np.float32(self.centre), self.radius
+        return _vector(self.centre), self.radius
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,23 +143,23 @@ class Box(Solid):
         self, origin: Float32[np.ndarray, "3"], directions: Float32[np.ndarray, "N 3"]
     ) -> Float32[np.ndarray, " N"]:
         """Where the ray has entered all three pairs of planes before leaving any (Kay and Kajiya 1986)."""
-        start = self._rotation @ (origin - np.float32(self.centre))
+        start = self._rotation @ (origin - _vector(self.centre))
         along = directions @ self._rotation.T
         enter = np.full(len(directions), NEAREST, dtype=np.float32)
         leave = np.full(len(directions), np.inf, dtype=np.float32)
-        with np.errstate(divide="ignore"):
-            inverse = 1 / along
+        # A ray along a pair of planes is tilted by nothing that can be seen, so that it divides by no zero.
+        inverse = 1 / np.where(along == 0, np.float32(1e-12), along)
         for axis in range(3):
             middle = -start[axis] * inverse[:, axis]
             reach = np.abs(inverse[:, axis]) * np.float32(self.half[axis])
-            np.fmax(enter, middle - reach, out=enter)
-            np.fmin(leave, middle + reach, out=leave)
+            np.maximum(enter, middle - reach, out=enter)
+            np.minimum(leave, middle + reach, out=leave)
         return np.where((enter < leave) & (enter > NEAREST), enter, np.float32(np.inf))
 
     def normals(self, points: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
         """Of the face whose plane is nearest."""
-        places = (points - np.float32(self.centre)) @ self._rotation.T
-        axis = np.argmin(np.abs(np.abs(places) - np.float32(self.half)), axis=1)
+        places = (points - _vector(self.centre)) @ self._rotation.T
+        axis = np.argmin(np.abs(np.abs(places) - _vector(self.half)), axis=1)
         faces = np.zeros_like(places)
         rows = np.arange(len(places))
         faces[rows, axis] = np.sign(places[rows, axis])
@@ -165,7 +167,7 @@ class Box(Solid):
 
     def own(self, points: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
         """The box along the axes, its longest half side being 1."""
-        return (points - np.float32(self.centre)) @ self._rotation.T / np.float32(max(self.half))
+        return (points - _vector(self.centre)) @ self._rotation.T / np.float32(max(self.half))
 
     def sample(self, num: int, generator: np.random.Generator) -> Float32[np.ndarray, "num 3"]:
         """Faces by their areas, then evenly on the face."""
@@ -186,7 +188,7 @@ class Box(Solid):
     @property
     def ball(self) -> tuple[Float32[np.ndarray, "3"], float]:
         """Of the mean half side."""
-        return np.float32(self.centre), float(np.mean(self.half))
+        return _vector(self.centre), float(np.mean(self.half))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,11 +212,11 @@ class Disc(Solid):
 
     def normals(self, points: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
         """Upwards."""
-        return np.broadcast_to(np.float32([0, 0, 1]), points.shape)
+        return np.broadcast_to(_vector((0.0, 0.0, 1.0)), points.shape)
 
     def own(self, points: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
         """In units of the radius, and of height 0."""
-        return (points - np.float32([0, 0, self.height])) * np.float32([1, 1, 0]) / np.float32(self.radius)
+        return (points - _vector((0.0, 0.0, self.height))) * _vector((1.0, 1.0, 0.0)) / np.float32(self.radius)
 
     def sample(self, num: int, generator: np.random.Generator) -> Float32[np.ndarray, "num 3"]:
         """Evenly by area."""
@@ -245,19 +247,23 @@ def surface_colours(
     normals = solids[which].normals(points)
     facing = np.maximum(normals @ LIGHT, 0)
     openness = np.ones(len(points), dtype=np.float32)
+    # Products with the points themselves, shared by all solids, spare every pass over three columns but two.
+    own_square = np.einsum("ni,ni->n", points, points)
+    own_height = np.einsum("ni,ni->n", normals, points)
+    own_ahead = points @ LIGHT
     for index, other in enumerate(solids):
         centre, radius = other.ball
         if index == which or radius == 0:
             continue
-        towards = centre - points
-        distance = np.sqrt((towards * towards).sum(axis=1))
-        height = np.maximum((normals * towards).sum(axis=1) / distance, 0)
-        openness *= 1 - height * np.minimum(np.float32(radius) / distance, 1) ** 2
+        square = np.maximum(own_square - 2 * (points @ centre) + centre @ centre, np.float32(1e-6))
+        distance = np.sqrt(square)
+        height = np.maximum((normals @ centre - own_height) / distance, 0)
+        openness *= 1 - height * np.minimum(np.float32(radius**2) / square, 1)
         # How far the line to the light passes from the ball, in units of its distance along that line: a penumbra.
-        ahead = towards @ LIGHT
-        aside = np.sqrt(np.maximum(distance**2 - ahead**2, 0)) - np.float32(radius)
+        ahead = centre @ LIGHT - own_ahead
+        aside = np.sqrt(np.maximum(square - ahead * ahead, 0)) - np.float32(radius)
         softness = np.clip(np.float32(0.5) + aside / (np.float32(0.3) * np.maximum(ahead, np.float32(0.05))), 0, 1)
-        facing *= np.where(ahead > 0, softness, 1)
+        facing *= np.where(ahead > 0, softness, np.float32(1))
     light = AMBIENT * openness * (np.float32(0.75) + np.float32(0.25) * normals[:, 2]) + (1 - AMBIENT) * facing
     painted = solids[which].pattern.colours(solids[which].own(points))
     # The square root is close to sRGB's curve: light adds up linearly, colours are named as they are seen.
@@ -269,11 +275,7 @@ def sky(directions: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
     height = directions[:, 2:3]
     up = np.clip(height, 0, 1)
     down = np.clip(-height, 0, 1)
-    horizon, zenith, below = (
-        np.float32([0.88, 0.90, 0.94]),
-        np.float32([0.36, 0.56, 0.86]),
-        np.float32([0.42, 0.40, 0.42]),
-    )
+    horizon, zenith, below = _vector((0.88, 0.90, 0.94)), _vector((0.36, 0.56, 0.86)), _vector((0.42, 0.40, 0.42))
     return horizon + (zenith - horizon) * up + (below - horizon) * np.sqrt(down)
 
 
@@ -353,3 +355,7 @@ def _look(
         points = origin + nearest[rays, None] * directions[rays]
         colours[rays] = surface_colours(solids, index, points)
     return colours, which >= 0
+
+
+def _vector(values: Sequence[float]) -> Float32[np.ndarray, "3"]:
+    return np.array(values, dtype=np.float32)

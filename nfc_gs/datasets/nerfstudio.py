@@ -36,8 +36,8 @@ class Nerfstudio(Dataset):
     With `downscale` f, `images/a.png` is taken from `images_<f>` where that folder exists, otherwise averaged down. The
     file's `train_filenames` and `test_filenames` (or `val_filenames`) split the pictures; without them every
     `test_every`-th by name is held out. `masks` (frames' `mask_path`): 0 is a pixel that does not count (`ignore`), or
-    the mask is the subject's opacity before `background` (`alpha`). Points come from `ply_file_path`, in the coordinates
-    of the poses: `applied_transform` has been applied to both. `normalise` and `skip_missing` are as for COLMAP.
+    the mask is the subject's opacity before `background` (`alpha`). Points come from `ply_file_path`, in the poses'
+    coordinates: `applied_transform` has been applied to both. `normalise` and `skip_missing` are as for COLMAP.
     """
 
     folder: Folder

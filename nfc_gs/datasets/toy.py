@@ -13,8 +13,8 @@ from nfc_gs.core.solids import Box, Disc, Pattern, Solid, Sphere, look_at, sampl
 from nfc_gs.datasets.base import Dataset
 
 CAMERA_DISTANCE = 3.4
-# Half of the picture's width over the focal length: the table fills the picture.
-TANGENT = 0.40
+# Half of the picture's width over the focal length: the table nearly fills the picture.
+TANGENT = 0.42
 LOOKED_AT = np.array([0.0, 0.0, 0.2])
 HALF_SIZE = 1.2
 
@@ -94,7 +94,7 @@ class TracedPicture:
 
 
 def still_life(seed: int) -> list[Solid]:
-    """A table, three spheres on it in a ring with two boxes, and a sphere on top of one: all apart, all within 1.2."""
+    """A table, on it three spheres and two boxes in a ring about a larger sphere: all apart, all within `HALF_SIZE`."""
     generator = np.random.default_rng((seed, 0))
     hue = generator.random()
 
