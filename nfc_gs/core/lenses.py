@@ -81,7 +81,7 @@ class Lens:
         """The same lens before a picture of another size; each axis keeps its own ratio."""
         camera = self.camera
         camera.rescale(width, height)
-        return Lens(model=self.model, params=tuple(camera.params), width=width, height=height)
+        return Lens(model=self.model, params=tuple(map(float, camera.params)), width=width, height=height)
 
     def undistortion(self) -> Undistortion | None:
         """The way to the straight picture of the same size, focal lengths and centre; None for a straight lens.

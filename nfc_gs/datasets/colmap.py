@@ -131,7 +131,10 @@ class Colmap(Dataset):
 def _lens(camera: pycolmap.Camera, model: Path) -> Lens:
     try:
         lens = Lens(
-            model=camera.model.name, params=tuple(camera.params), width=int(camera.width), height=int(camera.height)
+            model=camera.model.name,
+            params=tuple(map(float, camera.params)),
+            width=int(camera.width),
+            height=int(camera.height),
         )
     except ValueError as error:
         raise DatasetError(f"{model}: camera {camera.camera_id}: {error}") from None

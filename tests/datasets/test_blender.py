@@ -99,7 +99,7 @@ def test_training_views_stand_in_where_there_is_no_test_file(write):
     content["frames"] *= 9
     (folder / "transforms_train.json").write_text(json.dumps(content))
     (folder / "transforms_test.json").unlink()
-    with pytest.raises(DatasetError, match="dataset.test_every=8"):
+    with pytest.raises(DatasetError, match=r"dataset\.test_every=8"):
         Blender(folder=folder).load(0)
     scene = Blender(folder=folder, test_every=8).load(0)
     assert (len(scene.train), len(scene.test)) == (7, 2)
