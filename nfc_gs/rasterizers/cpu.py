@@ -238,7 +238,8 @@ class Cpu(Rasterizer):
             return drawing.absgrad
 
         return Rendering(
-            channels=channels[..., : splats.values.shape[1]],
+            # Slicing costs a copy in the backward pass, so it is done only where there is something to cut off.
+            channels=channels[..., :-1] if depth else channels,
             alpha=alpha,
             depth=channels[..., -1] if depth else None,
             means2d=means2d,
