@@ -123,7 +123,9 @@ def run_train(chosen: argparse.Namespace) -> None:
 
     if chosen.resume:
         trainer = run.resume(chosen.resume)
-        print(f"going on at step {trainer.done} of {trainer.experiment.steps}")
+        left = trainer.experiment.steps - trainer.done
+        going = f"going on at step {trainer.done} of {trainer.experiment.steps}"
+        print(going if left else f"all {trainer.done} steps of this run are done already")
     else:
         # A run is called after its files, as fox_nfc, unless a file or an override names it.
         name = "_".join(path.stem for path in files)

@@ -104,6 +104,8 @@ def find(family: str, kind: str) -> type:
     if "." not in kind and kind not in kinds(family):
         raise ValueError(f"no kind {kind!r} in {family} ({', '.join(kinds(family))})" + near(kind, kinds(family)))
     module = kind if "." in kind else f"{family}.{kind}"
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"kind {kind!r} is neither a kind of {family} nor the dotted name of a module")
     try:
         return importlib.import_module(module).Spec
     except ModuleNotFoundError as missing:
@@ -171,7 +173,11 @@ def load(schema: type[T], paths: Sequence[Path], overrides: Sequence[str] = (), 
     Raises:
         ConfigError: one line a mistake, with the key, the reason and the nearest name.
     """
-    return validate(schema, merge(defaults or {}, read(paths, overrides)), " + ".join([*map(str, paths), *overrides]))
+    return validate(
+        schema,
+        merge(defaults or {}, read(paths, overrides)),
+        " + ".join(map(str, paths)) + (" + overrides" if overrides else ""),
+    )
 
 
 def validate(schema: type[T], settings: dict, source: str) -> T:

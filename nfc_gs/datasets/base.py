@@ -2,7 +2,7 @@
 
 import abc
 
-from nfc_gs.core.pictures import DatasetError
+from nfc_gs.captures.pictures import DatasetError
 from nfc_gs.core.scene import Scene
 
 __all__ = ["Dataset", "DatasetError"]

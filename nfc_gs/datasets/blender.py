@@ -4,11 +4,11 @@ from typing import Literal
 
 import torch
 
+from nfc_gs.captures.pictures import Header, PictureFile, downscaled, find_picture, read_header
+from nfc_gs.captures.transforms import Frame, read_transforms
 from nfc_gs.config import Folder, NonNegativeInt, PositiveFloat, PositiveInt, spec
 from nfc_gs.core.camera import Camera
-from nfc_gs.core.pictures import Header, PictureFile, downscaled, find_picture, read_header
 from nfc_gs.core.scene import Scene, View, camera_extent
-from nfc_gs.core.transforms import Frame, read_transforms
 from nfc_gs.datasets.base import Dataset, DatasetError
 
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "random": (1.0, 1.0, 1.0)}

@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 import pycolmap
 
+from nfc_gs.captures.assembly import Background, Capture, assemble, every, find_mask, split
+from nfc_gs.captures.lenses import Lens
+from nfc_gs.captures.pictures import PICTURE_ENDINGS, find_picture
+from nfc_gs.captures.sparse_models import find_model, read_model, registered_images
 from nfc_gs.config import Folder, NonNegativeInt, PositiveInt, spec
-from nfc_gs.core.captures import Background, Capture, assemble, every, find_mask, split
-from nfc_gs.core.colmap import find_model, read_model, registered_images
-from nfc_gs.core.lenses import Lens
-from nfc_gs.core.pictures import PICTURE_ENDINGS, find_picture
 from nfc_gs.core.scene import Scene
 from nfc_gs.datasets.base import Dataset, DatasetError
 

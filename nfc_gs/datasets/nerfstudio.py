@@ -7,12 +7,12 @@ from typing import Any, Literal
 import numpy as np
 from plyfile import PlyData, PlyParseError
 
+from nfc_gs.captures.assembly import Background, Capture, assemble, every, split
+from nfc_gs.captures.lenses import Lens
+from nfc_gs.captures.pictures import find_picture, read_header
+from nfc_gs.captures.transforms import Frame, read_transforms
 from nfc_gs.config import Folder, NonNegativeInt, PositiveInt, spec
-from nfc_gs.core.captures import Background, Capture, assemble, every, split
-from nfc_gs.core.lenses import Lens
-from nfc_gs.core.pictures import find_picture, read_header
 from nfc_gs.core.scene import Scene
-from nfc_gs.core.transforms import Frame, read_transforms
 from nfc_gs.datasets.base import Dataset, DatasetError
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from nfc_gs.captures.pictures import PICTURE_ENDINGS
 from nfc_gs.config import UserError
-from nfc_gs.core.pictures import PICTURE_ENDINGS
 from nfc_gs.core.scene import Photograph, View
 from nfc_gs.model import SplatModel, target_of
 

@@ -25,6 +25,8 @@ from nfc_gs.training.experiment import Experiment
 from nfc_gs.training.trainer import Trainer
 
 FORMAT = 1
+# The settings that say what a model's tensors mean; the others may change and the model can still be drawn.
+MEANING = ("code", "opacity_code", "deformation")
 
 
 class CheckpointError(UserError):
@@ -36,6 +38,11 @@ def digest(experiment: Experiment) -> str:
     ignored = ("name", "output", "threads", "callbacks", "photographs_gb")
     deciding = {key: value for key, value in dump(experiment).items() if key not in ignored}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def meaning(experiment: Experiment) -> dict[str, Any]:
+    """The settings without which a model's tensors cannot be read."""
+    return {name: dump(getattr(experiment, name)) for name in MEANING}
 
 
 def save(trainer: Trainer, path: Path) -> None:
@@ -61,6 +68,7 @@ def save(trainer: Trainer, path: Path) -> None:
     record = {
         "format": FORMAT,
         "digest": digest(trainer.experiment),
+        "meaning": meaning(trainer.experiment),
         "step": trainer.done,
         "seconds": trainer.seconds,
         "best_psnr": trainer.best_psnr,
@@ -69,18 +77,19 @@ def save(trainer: Trainer, path: Path) -> None:
         "extent": model.extent,
         "to_world": asdict(model.to_world),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             file.write(safetensors.save(tensors, metadata={"nfc_gs": json.dumps(record)}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         kept = "; the previous checkpoint is kept" if path.exists() else ""
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}{kept}") from None
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}{kept}") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def restore(trainer: Trainer, path: Path) -> None:
@@ -112,6 +121,12 @@ def restore(trainer: Trainer, path: Path) -> None:
 def load_model(experiment: Experiment, path: Path) -> tuple[SplatModel, dict[str, Any]]:
     """The model alone, without its data set, and the checkpoint's record."""
     record, groups = _read(path)
+    for name, wanted in meaning(experiment).items():
+        found = record.get("meaning", {}).get(name, wanted)  # the first checkpoints of format 1 did not say
+        if found != wanted:
+            raise CheckpointError(
+                f"{path}: was trained with {name} {found}, but the run's config.yaml now says {wanted}; restore that file"
+            )
     gaussians = Gaussians(**groups["gaussians"])
     low, high = gaussians.means.min(0).values, gaussians.means.max(0).values
     field = experiment.deformation.init(torch.stack([low, high]))

@@ -1,5 +1,6 @@
 """A run folder: made from settings, and opened again for evaluation, rendering and export."""
 
+import os
 import resource
 import shutil
 import signal
@@ -10,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import psutil
 import torch
 
-from nfc_gs.config import UserError, load, write
-from nfc_gs.core.photographs import PhotographStore
+from nfc_gs.captures.photographs import PhotographStore
+from nfc_gs.config import UserError, read, validate, write
 from nfc_gs.core.scene import Scene, View
 from nfc_gs.evaluation import Evaluation, Lpips, contact_sheet, evaluate, metrics, render_split, write_metrics
 from nfc_gs.evaluation.pictures import write_png
@@ -27,6 +27,7 @@ from nfc_gs.training.trainer import Trainer, open_session
 CONFIG = "config.yaml"
 LAST = Path("checkpoints/last.safetensors")
 BEST = Path("checkpoints/best.safetensors")
+METRICS = "metrics.json"
 
 
 class RunError(UserError):
@@ -45,7 +46,9 @@ class Run:
 
 def use_threads(threads: int) -> None:
     """One setting governs torch, our kernels (which ask torch) and OpenCV; 0 means all the cores this process may use."""
-    count = threads or len(psutil.Process().cpu_affinity() or ()) or 1
+    # Only Linux says which cores a process may use.
+    available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    count = threads or available or 1
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
 
@@ -59,18 +62,25 @@ def begin(experiment: Experiment, overwrite: bool) -> Trainer:
         RunError: when the folder already holds a run and `overwrite` is false.
     """
     folder = experiment.folder
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file, so it cannot be the run folder; choose another name with name=...")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise RunError(
             f"{folder}: already there; go on with `nfc-gs train --resume {folder}`, begin anew with --overwrite, "
             "or choose another name with name=..."
         )
     trainer = build(experiment)
-    if folder.exists():
-        if not (folder / CONFIG).exists() and any(folder.iterdir()):
-            raise RunError(f"{folder}: is not a run folder (no {CONFIG}), so --overwrite does not delete it")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    write(experiment, folder / CONFIG)
+    if folder.exists() and not (folder / CONFIG).exists() and any(folder.iterdir()):
+        raise RunError(f"{folder}: is not a run folder (no {CONFIG}), so --overwrite does not delete it")
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        write(experiment, folder / CONFIG)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written: {error.strerror or error}; choose another folder with output=..."
+        ) from None
     return trainer
 
 
@@ -90,6 +100,9 @@ def train(trainer: Trainer, folder: Path) -> Evaluation | None:
     evaluation = trainer.train(open_session(trainer, folder, lambda path: checkpoint.save(trainer, path)))
     if evaluation is not None:
         _record(folder, trainer.model, evaluation, trainer.done, trainer.seconds)
+    elif not (folder / METRICS).exists():
+        # All steps were done before, but the last look at the held-out views was interrupted.
+        measure(open_run(folder), lpips=None)
     return evaluation
 
 
@@ -124,7 +137,8 @@ def read_settings(folder: Path) -> Experiment:
     if not (folder / CONFIG).is_file():
         raise RunError(f"{folder}: is not a run folder: it has no {CONFIG}")
     folder = folder.absolute()
-    return load(Experiment, [folder / CONFIG], [f"output={folder.parent}", f"name={folder.name}"])
+    here = {"output": folder.parent, "name": folder.name}
+    return validate(Experiment, {**read([folder / CONFIG]), **here}, str(folder / CONFIG))
 
 
 def open_run(folder: Path, best: bool = False) -> Run:
@@ -178,8 +192,8 @@ def _record(
     # What the process took at its largest, on Linux in kilobytes, on macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     record["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    write_metrics(record, folder / "metrics.json")
+    write_metrics(record, folder / METRICS)
     if evaluation.kept:
         rows = [(name, photograph, render) for name, _, render, photograph in evaluation.kept]
         write_png(contact_sheet(rows), folder / "contact_sheet.png")
-    return record, folder / "metrics.json"
+    return record, folder / METRICS

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,17 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nfc_gs.captures.photographs import PhotographStore
 from nfc_gs.config import UserError, dump, text
-from nfc_gs.core.photographs import PhotographStore
 from nfc_gs.core.scene import Photograph, Scene
 from nfc_gs.evaluation import Evaluation, Lpips, evaluate
 from nfc_gs.losses.base import MemoryLoss, PlaneLoss
 from nfc_gs.model import SplatModel, compare, target_of
-from nfc_gs.training.callbacks.base import Report, Session
+from nfc_gs.training.callbacks.base import End, Listener, Report, Session
 from nfc_gs.training.experiment import Experiment
+from nfc_gs.training.interruption import held_back
 from nfc_gs.training.optimizer import GaussianOptimizer
 
-# Steps between looks at whether the loss is still a number: a look makes a GPU wait.
+# Steps between looks at whether the loss is still a number, on a GPU, which a look makes wait.
 CHECK_EVERY = 20
 # How many photographs are decoded ahead of the step that needs them.
 PREFETCH = 8
@@ -85,14 +87,25 @@ class Trainer:
         with self._phase("losses"):
             comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
             terms = {kind: loss.weight * loss(comparison) for kind, loss in losses.items()} | model.field.penalties()
+        if not terms:
+            raise TrainingError(
+                f"losses: none acts at step {step}; give one weight, a start before and a stop after it"
+            )
         total = torch.stack(list(terms.values())).sum()
-        if step % CHECK_EVERY == 1 and not torch.isfinite(total):
+        looks = total.device.type == "cpu" or step % CHECK_EVERY == 1
+        if looks and not torch.isfinite(total):
             raise TrainingError(
                 f"the loss is no longer a number at step {step} ({', '.join(f'{k} {float(v):.3g}' for k, v in terms.items())}); "
                 "lower the learning rates; the last checkpoint is kept"
             )
         with self._phase("backward"):
-            total.backward()
+            if total.requires_grad:
+                total.backward()
+        if picture.rendering.means2d.grad is None:
+            raise TrainingError(
+                f"losses: of those that act at step {step} ({', '.join(losses)}) none compares the picture with the "
+                "photograph; add one that does, as losses.l1.weight=0.8"
+            )
         rates = self.optimizer.rates(self.done)
         with self._phase("strategy"):
             experiment.strategy.observe(self.statistics, picture.rendering, camera, step, experiment.steps)
@@ -118,23 +131,32 @@ class Trainer:
     def train(self, session: Session) -> Evaluation | None:
         """Every step that is left; whatever ends it, the listeners are closed. Returns the last evaluation."""
         evaluation = None
-        listeners = [callback.start(session) for callback in self.experiment.callbacks.values()]
-        finished = False
+        listeners: list[Listener] = []
+        end: End = "stopped"
         try:
+            for callback in self.experiment.callbacks.values():
+                listeners.append(callback.start(session))
             while self.done < self.experiment.steps:
-                report = self.step()
+                with held_back():
+                    end = "failed"
+                    report = self.step()
+                    end = "stopped"
                 if self._evaluation_due():
                     evaluation = self.evaluate()
-                    report = Report(**{**vars(report), "evaluation": evaluation})
-                    self.best_psnr = max(self.best_psnr, evaluation.psnr)
-                for listener in listeners:
-                    listener.hear(report)
-            finished = True
+                    report = replace(report, evaluation=evaluation)
+                with held_back():
+                    if report.evaluation is not None:
+                        self.best_psnr = max(self.best_psnr, report.evaluation.psnr)
+                    for listener in listeners:
+                        listener.hear(report)
+            end = "finished"
         finally:
-            for listener in listeners:
-                listener.close(finished)
-            self.photographs.close()
-            self.held_out.close()
+            # Each has its turn, in this order, whatever the one before raises.
+            with ExitStack() as closing:
+                closing.callback(self.held_out.close)
+                closing.callback(self.photographs.close)
+                for listener in reversed(listeners):
+                    closing.callback(listener.close, end)
         return evaluation
 
     def evaluate(self) -> Evaluation:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nfc_gs.core.lenses import Lens
+from nfc_gs.captures.lenses import Lens
 from nfc_gs.datasets.base import DatasetError
 from nfc_gs.datasets.colmap import Colmap
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from plyfile import PlyData, PlyElement
 
-from nfc_gs.core.lenses import Lens
+from nfc_gs.captures.lenses import Lens
 from nfc_gs.datasets.base import DatasetError
 from nfc_gs.datasets.nerfstudio import Nerfstudio
 

@@ -28,9 +28,7 @@ def make_population(opacities, scales=0.1, extent=1.0, seed=0):
         opacity_logits=encode(opacities),
         harmonics=torch.randn(n, 3, 3, generator=generator),
     )
-    return Population(
-        gaussians=gaussians, decode_opacities=lambda: opacities, encode_opacities=encode, extent=extent
-    )
+    return Population(gaussians=gaussians, decode_opacities=lambda: opacities, encode_opacities=encode, extent=extent)
 
 
 def opacities_after(edit, population):

@@ -4,12 +4,17 @@ import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
 from nfc_gs.core.scene import Scene
 from nfc_gs.evaluation import Evaluation
 from nfc_gs.model import Picture, SplatModel
+
+# How a training ends: `finished` after its last step; `stopped` between two steps, by the user or by a listener's error;
+# `failed` in the middle of a step, so that the model is half changed.
+End = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +65,8 @@ class Listener(abc.ABC):
         """Called after every step."""
 
     @abc.abstractmethod
-    def close(self, finished: bool) -> None:
-        """Called once at the end; `finished` is false when the user or an error stopped the training."""
+    def close(self, end: End) -> None:
+        """Called once at the end, whatever it is."""
 
 
 class Callback(abc.ABC):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nfc_gs.config import PositiveInt, spec
-from nfc_gs.training.callbacks.base import Callback, Listener, Report, Session
+from nfc_gs.training.callbacks.base import Callback, End, Listener, Report, Session
 
 
 class Keeper(Listener):
@@ -11,8 +11,9 @@ class Keeper(Listener):
 
     def __init__(self, session: Session, every: int) -> None:
         self.session, self.every = session, every
-        self.folder: Path = session.folder / "checkpoints"
-        self.best = session.best_psnr
+        self.last: Path = session.folder / "checkpoints/last.safetensors"
+        self.best: Path = session.folder / "checkpoints/best.safetensors"
+        self.best_psnr = session.best_psnr
         self.saved = self.heard = session.first_step
 
     def hear(self, report: Report) -> None:
@@ -20,17 +21,17 @@ class Keeper(Listener):
         self.heard = report.step
         if report.step % self.every == 0:
             self._save_last()
-        if report.evaluation is not None and report.evaluation.psnr > self.best:
-            self.best = report.evaluation.psnr
-            self.session.save(self.folder / "best.safetensors")
+        if report.evaluation is not None and report.evaluation.psnr > self.best_psnr:
+            self.best_psnr = report.evaluation.psnr
+            self.session.save(self.best)
 
-    def close(self, finished: bool) -> None:
-        """Saves what is not saved yet, also when the user stopped the training."""
-        if self.saved != self.heard:
+    def close(self, end: End) -> None:
+        """Saves what is not saved yet, also when the user stopped the training; but nothing half changed."""
+        if end != "failed" and (self.saved != self.heard or not self.last.exists()):
             self._save_last()
 
     def _save_last(self) -> None:
-        self.session.save(self.folder / "last.safetensors")
+        self.session.save(self.last)
         self.saved = self.heard
 
 

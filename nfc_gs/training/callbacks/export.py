@@ -5,7 +5,7 @@ from typing import Annotated
 from nfc_gs.config import kind_in, spec
 from nfc_gs.exporters.base import Exporter
 from nfc_gs.exporters.ply import Ply
-from nfc_gs.training.callbacks.base import Callback, Listener, Report, Session
+from nfc_gs.training.callbacks.base import Callback, End, Listener, Report, Session
 
 
 class AtTheEnd(Listener):
@@ -17,9 +17,9 @@ class AtTheEnd(Listener):
     def hear(self, report: Report) -> None:
         """Nothing yet."""
 
-    def close(self, finished: bool) -> None:
+    def close(self, end: End) -> None:
         """Exports, unless the training was stopped."""
-        if finished:
+        if end == "finished":
             folder = self.session.folder / "exports"
             folder.mkdir(exist_ok=True)
             print(

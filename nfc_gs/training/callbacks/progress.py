@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nfc_gs.config import PositiveInt, spec
-from nfc_gs.training.callbacks.base import Callback, Listener, Report, Session
+from nfc_gs.training.callbacks.base import Callback, End, Listener, Report, Session
 
 
 class Bar(Listener):
@@ -29,7 +29,11 @@ class Bar(Listener):
             disable=not self.console.is_terminal,
         )
         self.task = self.bar.add_task(
-            "", total=session.steps, completed=session.first_step, step=f"0/{session.steps}", state="compiling ..."
+            "",
+            total=session.steps,
+            completed=session.first_step,
+            step=f"{session.first_step}/{session.steps}",
+            state="compiling ...",
         )
         self.bar.start()
 
@@ -57,7 +61,7 @@ class Bar(Listener):
                 f"on {len(held_out.scores)} views; {report.num_gaussians:,} Gaussians, {report.seconds:.0f} s"
             )
 
-    def close(self, finished: bool) -> None:
+    def close(self, end: End) -> None:
         """Stops the bar."""
         self.bar.stop()
 

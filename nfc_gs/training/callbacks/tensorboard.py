@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.config import NonNegativeInt, PositiveInt, spec
-from nfc_gs.training.callbacks.base import Callback, Listener, Report, Session
+from nfc_gs.training.callbacks.base import Callback, End, Listener, Report, Session
 
 # A bit is called confident in the histograms by how far its probability is from one half: 2 |p - 1/2|, in [0, 1].
 HISTOGRAM_SAMPLE = 20_000
@@ -37,9 +37,9 @@ class Writer(Listener):
         if report.evaluation is not None:
             self._held_out(report)
 
-    def close(self, finished: bool) -> None:
+    def close(self, end: End) -> None:
         """Adds the row of the hyper-parameter table, if the training came to its end."""
-        if finished and self.last:
+        if end == "finished" and self.last:
             self.writer.add_hparams(dict(self.session.hyperparameters), self.last, run_name=".")
         self.writer.close()
 

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from nfc_gs.core.lenses import Lens
+from nfc_gs.captures.lenses import Lens
 
 # Maps are float32 pixels of up to 200: half a unit in the last place is below 1e-5.
 MAP_TOLERANCE = 2e-5

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
+from nfc_gs.captures.lenses import Lens
+from nfc_gs.captures.pictures import DatasetError, PictureFile, downscaled, find_picture, is_scaled, read_header
 from nfc_gs.core.camera import Camera
-from nfc_gs.core.lenses import Lens
-from nfc_gs.core.pictures import DatasetError, PictureFile, downscaled, find_picture, is_scaled, read_header
 from nfc_gs.core.scene import Points, Scene, Similarity, View, camera_extent
 
 Background = Literal["white", "black", "random"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from nfc_gs.core.pictures import DatasetError
+from nfc_gs.captures.pictures import DatasetError
 
 # What every model has; `rigs` and `frames` come with COLMAP 3.12.
 PARTS = ("cameras", "images", "points3D")

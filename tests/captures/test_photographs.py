@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from nfc_gs.captures.photographs import PhotographStore
+from nfc_gs.captures.pictures import DatasetError
 from nfc_gs.core.camera import Camera
-from nfc_gs.core.photographs import PhotographStore
-from nfc_gs.core.pictures import DatasetError
 from nfc_gs.core.scene import Photograph, View
 
 CAMERA = Camera(world_to_camera=torch.eye(4), focal=(8.0, 8.0), centre=(4.0, 4.0), width=8, height=8)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from nfc_gs.core.pictures import DatasetError, is_scaled
+from nfc_gs.captures.pictures import DatasetError, is_scaled
 
 # How far a pose's rotation may be from orthonormal; files written with 6 digits stay well below.
 ROTATION_TOLERANCE = 1e-2

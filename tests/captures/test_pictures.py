@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nfc_gs.core.pictures import DatasetError, develop, downscaled, find_picture, is_scaled, read_header, read_pixels
+from nfc_gs.captures.pictures import (
+    DatasetError,
+    develop,
+    downscaled,
+    find_picture,
+    is_scaled,
+    read_header,
+    read_pixels,
+)
 
 
 def test_sizes_are_rounded_half_up():

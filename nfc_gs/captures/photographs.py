@@ -7,7 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from nfc_gs.config import UserError
 from nfc_gs.core.scene import Photograph, View
+
+
+class SpillError(UserError):
+    """The temporary file for photographs cannot be written."""
 
 
 class PhotographStore:
@@ -57,7 +62,13 @@ class PhotographStore:
             if self.held_bytes + photograph.bytes <= self.budget_bytes:
                 self.held_bytes += photograph.bytes
                 return photograph
-            return self._spilled(photograph)
+            try:
+                return self._spilled(photograph)
+            except OSError as error:
+                raise SpillError(
+                    f"{tempfile.gettempdir()}: cannot take the photographs that exceed photographs_gb: "
+                    f"{error.strerror or error}; raise photographs_gb, or name a larger disk's folder in TMPDIR"
+                ) from None
 
     def _spilled(self, photograph: Photograph) -> Photograph:
         """The same photograph, its pixels at the end of the temporary file."""

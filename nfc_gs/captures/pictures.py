@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from nfc_gs.captures.lenses import Lens, Undistortion
 from nfc_gs.config import UserError
-from nfc_gs.core.lenses import Lens, Undistortion
 from nfc_gs.core.scene import Photograph
 
 # The file endings that a picture named without one, or named with another one, is looked for under.

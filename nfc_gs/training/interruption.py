@@ -1,0 +1,42 @@
+"""Ctrl-C, and a request to terminate, without leaving anything half done."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """A block that Ctrl-C and SIGTERM do not break off: KeyboardInterrupt comes at its end. A second one comes at once.
+
+    A step of training that is broken off leaves some parameters updated and others not, so the run could not go on as
+    if nothing had happened. Signals reach the main thread only, so in another one there is nothing to hold back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        # Not print: a handler may run in the middle of another print.
+        os.write(
+            sys.__stderr__.fileno() if sys.__stderr__ else 2, b"nfc-gs: stopping after this step (again: at once)\n"
+        )
+
+    before = {number: signal.signal(number, hold) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if asked:
+        raise KeyboardInterrupt
