@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from nfc_gs import __version__
 from nfc_gs.config import ConfigError, UserError
@@ -49,9 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse's, but a mistake gets one line, as every other mistake does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong and where to read more, and exits with status 2."""
+        self.exit(2, f"nfc-gs: {message}; see `{self.prog} --help`\n")
+
+
+def make_parser() -> Parser:
     """Every command and flag."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nfc-gs",
         description="Trains Gaussian splats from photographs, by regression or by encoded-bit classification.",
     )

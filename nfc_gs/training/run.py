@@ -97,7 +97,13 @@ def train(trainer: Trainer, folder: Path) -> Evaluation | None:
     Being told to terminate is taken as Ctrl-C is: the run is saved first.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    evaluation = trainer.train(open_session(trainer, folder, lambda path: checkpoint.save(trainer, path)))
+    try:
+        evaluation = trainer.train(open_session(trainer, folder, lambda path: checkpoint.save(trainer, path)))
+    except UserError:
+        if trainer.done == 0:
+            # The very first step was refused: no folder that would stand in the next attempt's way.
+            shutil.rmtree(folder)
+        raise
     if evaluation is not None:
         _record(folder, trainer.model, evaluation, trainer.done, trainer.seconds)
     elif not (folder / METRICS).exists():

@@ -37,6 +37,7 @@ class Trainer:
 
     def __init__(self, experiment: Experiment, scene: Scene, model: SplatModel) -> None:
         self.experiment, self.scene, self.model = experiment, scene, model
+        _check_losses(experiment)
         self.generator = torch.Generator().manual_seed(experiment.seed + 1)
         self.optimizer = GaussianOptimizer(
             model.gaussians, model.field, experiment.optimizer, scene.extent, experiment.steps
@@ -54,6 +55,8 @@ class Trainer:
         self.done = 0
         self.seconds = 0.0
         self.best_psnr = -float("inf")
+        # Whether a step has begun to change things and not ended: what is then in memory is of no step, and not saved.
+        self.changing = False
         self.photographs = PhotographStore(scene.train, int(experiment.photographs_gb * 1e9))
         self.held_out = PhotographStore(scene.test, int(experiment.photographs_gb * 1e9 / 4))
         self._milliseconds: dict[str, float] = {}
@@ -84,19 +87,17 @@ class Trainer:
                 planes={kind: loss for kind, loss in losses.items() if isinstance(loss, PlaneLoss)},
                 absgrad=experiment.strategy.absgrad,
             )
+        self.changing = True
         with self._phase("losses"):
             comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
             terms = {kind: loss.weight * loss(comparison) for kind, loss in losses.items()} | model.field.penalties()
-        if not terms:
-            raise TrainingError(
-                f"losses: none acts at step {step}; give one weight, a start before and a stop after it"
-            )
         total = torch.stack(list(terms.values())).sum()
         looks = total.device.type == "cpu" or step % CHECK_EVERY == 1
         if looks and not torch.isfinite(total):
+            values = ", ".join(f"{kind} {float(term.detach()):.3g}" for kind, term in terms.items())
             raise TrainingError(
-                f"the loss is no longer a number at step {step} ({', '.join(f'{k} {float(v):.3g}' for k, v in terms.items())}); "
-                "lower the learning rates; the last checkpoint is kept"
+                f"the loss is no longer a number at step {step} ({values}); lower the learning rates; the last checkpoint "
+                "is kept"
             )
         with self._phase("backward"):
             if total.requires_grad:
@@ -114,7 +115,7 @@ class Trainer:
         with self._phase("strategy"):
             self._change_population(step, rates["means"])
 
-        self.done = step
+        self.done, self.changing = step, False
         self.seconds += time.perf_counter() - began
         error = (picture.rgb.detach().clamp(0, 1) - target.rgb) ** 2
         return Report(
@@ -138,9 +139,7 @@ class Trainer:
                 listeners.append(callback.start(session))
             while self.done < self.experiment.steps:
                 with held_back():
-                    end = "failed"
                     report = self.step()
-                    end = "stopped"
                 if self._evaluation_due():
                     evaluation = self.evaluate()
                     report = replace(report, evaluation=evaluation)
@@ -151,6 +150,7 @@ class Trainer:
                         listener.hear(report)
             end = "finished"
         finally:
+            end = "failed" if self.changing else end
             # Each has its turn, in this order, whatever the one before raises.
             with ExitStack() as closing:
                 closing.callback(self.held_out.close)
@@ -218,6 +218,18 @@ class Trainer:
         yield
         passed = (time.perf_counter() - began) * 1e3
         self._milliseconds[name] = self._milliseconds.get(name, 0.0) + passed
+
+
+def _check_losses(experiment: Experiment) -> None:
+    """Refuses schedules that leave a part of the training without any loss."""
+    losses = experiment.losses.values()
+    changes = {0.0, *(share for loss in losses for share in (loss.start, loss.stop) if 0 < share < 1)}
+    for share in sorted(changes):
+        if not any(loss.active(share) for loss in losses):
+            raise TrainingError(
+                f"losses: none acts from {share:.0%} of the training on; give one a weight, a start and a stop about it, "
+                "as losses.l1.weight=0.8"
+            )
 
 
 def smaller(photograph: Photograph, factor: int) -> Photograph:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,12 +106,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, strategy, tmp_path, m
 
     def interrupted(self):
         if self.done == 33:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return step(self)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
     assert train(broken, *settings) == 130
     monkeypatch.setattr(Trainer, "step", step)
+    # The step that Ctrl-C came into was brought to its end.
+    assert read_record(broken / "checkpoints/last.safetensors")["step"] == 34
     assert nfc_gs("train", "--resume", broken) == 0
     one, other = (load_file(folder / "checkpoints/last.safetensors") for folder in (whole, broken))
     assert one.keys() == other.keys()
@@ -143,6 +146,73 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
     trainer = run.resume(folder)
     assert trainer.done == before
     trainer.step()
+
+
+def test_a_step_that_breaks_off_is_not_saved(tmp_path, monkeypatch, capsys):
+    from nfc_gs.training.optimizer import GaussianOptimizer
+
+    whole = GaussianOptimizer.step
+
+    def halved(self, step):
+        if step == 33:
+            # The second signal is obeyed at once, with the step half done.
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+        whole(self, step)
+
+    monkeypatch.setattr(GaussianOptimizer, "step", halved)
+    assert train(tmp_path / "toy") == 130
+    assert read_record(tmp_path / "toy/checkpoints/last.safetensors")["step"] == 20
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_training_that_diverges_keeps_its_last_checkpoint(tmp_path, monkeypatch, capsys):
+    from nfc_gs.training.optimizer import GaussianOptimizer
+
+    whole = GaussianOptimizer.step
+
+    def diverging(self, step):
+        whole(self, step)
+        if step == 33:
+            self.gaussians.colour_logits.data[:] = float("nan")
+
+    monkeypatch.setattr(GaussianOptimizer, "step", diverging)
+    assert train(tmp_path / "toy") == 2
+    assert "no longer a number at step 35" in capsys.readouterr().err
+    last = tmp_path / "toy/checkpoints/last.safetensors"
+    assert read_record(last)["step"] == 20
+    assert all(value.isfinite().all() for value in load_file(last).values())
+
+
+def test_a_last_look_that_was_interrupted_is_made_up_for(tmp_path, monkeypatch):
+    from nfc_gs.training.trainer import Trainer
+
+    evaluate = Trainer.evaluate
+
+    def refused(self):
+        raise KeyboardInterrupt
+
+    # Interrupted in the last look at the held-out views: resuming measures, though no step is left.
+    monkeypatch.setattr(Trainer, "evaluate", refused)
+    assert train(tmp_path / "toy", "steps=20") == 130
+    assert not (tmp_path / "toy/metrics.json").exists()
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    assert nfc_gs("train", "--resume", tmp_path / "toy") == 0
+    assert json.loads((tmp_path / "toy/metrics.json").read_text())["steps"] == 20
+
+
+@pytest.mark.parametrize("name", ["2024-05-01", "null", "a: b", "${HOME} #1"])
+def test_a_run_folder_may_be_called_anything(name, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / name)
+    assert nfc_gs("export", tmp_path / name, "--output", tmp_path / "a.ply") == 0
+
+
+def test_a_model_is_not_drawn_with_another_code_than_it_was_trained_with(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "copy")
+    config = yaml.safe_load((tmp_path / "copy/config.yaml").read_text())
+    (tmp_path / "copy/config.yaml").write_text(yaml.safe_dump({**config, "code": {"kind": "gray"}}))
+    assert nfc_gs("export", tmp_path / "copy", "--output", tmp_path / "a.ply") == 2
+    assert "was trained with code {'kind': 'identity'}" in capsys.readouterr().err
 
 
 def read_record(path) -> dict:
@@ -194,6 +264,16 @@ def test_a_full_disk_leaves_the_previous_checkpoint(trained, tmp_path, monkeypat
         (["train", "{toy}", "output={runs}", "name=toy"], "--resume"),
         (["train", "--resume", "{runs}/nowhere"], "no such run folder"),
         (["train", "--resume", "{runs}/toy", "steps=9"], "--resume takes its settings from the run folder"),
+        (["train", "{toy}", "losses.l1=null", "losses.dssim=null"], "none acts from 0%"),
+        (["train", "{toy}", "losses.l1.stop=0.5", "losses.dssim.stop=0.5"], "none acts from 50%"),
+        (
+            ["train", "{toy}", "output=o", "losses.l1=null", "losses.dssim=null", "losses.opacity.weight=1"],
+            "none compares",
+        ),
+        (["train", "{toy}", "output=o", "losses.alpha_bce.weight=1", "dataset.alpha=false"], "has no alpha"),
+        (["train", "{toy}", "dataset.kind=.toy"], "neither a kind"),
+        (["train", "{toy}", "output=/dev/null"], "cannot be written"),
+        (["train", "{toy}", "output={runs}/toy", "name=config.yaml"], "is a file"),
         (["eval", "{runs}"], "not a run folder"),
         (["export", "{runs}/toy", "--kind", "plly", "--output", "x.ply"], "did you mean 'ply'?"),
         (["kinds", "code"], "did you mean 'codes'?"),
@@ -207,14 +287,42 @@ def test_a_mistake_gets_one_line_and_status_2(arguments, expected, trained, caps
     printed = capsys.readouterr().err
     assert expected in printed
     assert len(printed.strip().splitlines()) == 1
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_damaged_checkpoint_is_named(trained, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(trained, tmp_path / "copy")
     last = tmp_path / "copy/checkpoints/last.safetensors"
     last.write_bytes(last.read_bytes()[:1000])
     assert nfc_gs("eval", tmp_path / "copy") == 2
     assert "is not a checkpoint of nfc-gs, or is damaged" in capsys.readouterr().err
+
+
+def test_a_photograph_that_goes_bad_costs_no_finished_step(tmp_path, monkeypatch, capsys):
+    from nfc_gs.captures.photographs import PhotographStore
+    from nfc_gs.captures.pictures import DatasetError
+
+    get, calls = PhotographStore.get, []
+
+    def bad(self, number):
+        calls.append(number)
+        if len(calls) == 8:
+            raise DatasetError("photo.png: the picture is corrupt; restore it")
+        return get(self, number)
+
+    monkeypatch.setattr(PhotographStore, "get", bad)
+    assert train(tmp_path / "toy", "steps=12") == 2
+    assert read_record(tmp_path / "toy/checkpoints/last.safetensors")["step"] == 7
+    assert nfc_gs("train", "--resume", tmp_path / "toy") == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["export", "RUN"], ["render", "RUN", "--mode", "x", "--output", "o"], ["--bad"], []]
+)
+def test_a_wrong_command_line_gets_one_line_too(arguments, capsys):
+    with pytest.raises(SystemExit) as status:
+        nfc_gs(*arguments)
+    assert status.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("nfc-gs: ")
+    assert len(printed.strip().splitlines()) == 1
