@@ -96,6 +96,10 @@ class Scene:
 
 
 def camera_extent(views: tuple[View, ...]) -> float:
-    """1.1 times the largest distance of a camera from the cameras' mean: the unit of 3DGS's learning rates."""
+    """1.1 times the largest distance of a camera from the cameras' mean: the unit of 3DGS's learning rates.
+
+    1 where all cameras are in one place, as a lone one is: there is nothing to go by.
+    """
     positions = torch.stack([view.camera.position for view in views]).double()
-    return max(1.1 * float((positions - positions.mean(0)).norm(dim=1).max()), 1e-6)
+    radius = 1.1 * float((positions - positions.mean(0)).norm(dim=1).max())
+    return radius if radius > 1e-6 else 1.0

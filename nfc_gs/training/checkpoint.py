@@ -22,6 +22,7 @@ from nfc_gs.core.gaussians import Gaussians
 from nfc_gs.core.scene import Similarity
 from nfc_gs.model import SplatModel
 from nfc_gs.training.experiment import Experiment
+from nfc_gs.training.optimizer import GaussianOptimizer
 from nfc_gs.training.trainer import Trainer
 
 FORMAT = 1
@@ -103,7 +104,7 @@ def restore(trainer: Trainer, path: Path) -> None:
     device = trainer.model.rasterizer.device
     gaussians = Gaussians(**{name: value.to(device) for name, value in groups["gaussians"].items()})
     trainer.model.field.load_state_dict(groups.get("field", {}))
-    trainer.optimizer.__init__(  # type: ignore[misc]
+    trainer.optimizer = GaussianOptimizer(
         gaussians, trainer.model.field, trainer.experiment.optimizer, trainer.scene.extent, trainer.experiment.steps
     )
     trainer.optimizer.restore({name: value.to(device) for name, value in groups.get("adam", {}).items()})

@@ -2,10 +2,9 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -27,10 +26,9 @@ def held_back() -> Iterator[None]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        # Not print: a handler may run in the middle of another print.
-        os.write(
-            sys.__stderr__.fileno() if sys.__stderr__ else 2, b"nfc-gs: stopping after this step (again: at once)\n"
-        )
+        # Not print: a handler may run in the middle of another print. And if nobody listens, it does not matter.
+        with suppress(OSError):
+            os.write(2, b"nfc-gs: stopping after this step (again: at once)\n")
 
     before = {number: signal.signal(number, hold) for number in STOPPING}
     try:

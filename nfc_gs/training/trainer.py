@@ -1,7 +1,7 @@
 """One optimization step, read top to bottom: photograph in, better Gaussians out."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,8 @@ from nfc_gs.training.optimizer import GaussianOptimizer
 CHECK_EVERY = 20
 # How many photographs are decoded ahead of the step that needs them.
 PREFETCH = 8
+# The held-out photographs' share of the memory for photographs.
+HELD_OUT_SHARE = 0.2
 
 
 class TrainingError(UserError):
@@ -57,9 +59,11 @@ class Trainer:
         self.best_psnr = -float("inf")
         # Whether a step has begun to change things and not ended: what is then in memory is of no step, and not saved.
         self.changing = False
-        self.photographs = PhotographStore(scene.train, int(experiment.photographs_gb * 1e9))
-        self.held_out = PhotographStore(scene.test, int(experiment.photographs_gb * 1e9 / 4))
+        budget = experiment.photographs_gb * 1e9
+        self.photographs = PhotographStore(scene.train, int((1 - HELD_OUT_SHARE) * budget))
+        self.held_out = PhotographStore(scene.test, int(HELD_OUT_SHARE * budget))
         self._milliseconds: dict[str, float] = {}
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def step(self) -> Report:
         """One view, one gradient, one step of Adam, and the change of population that is due."""
@@ -176,7 +180,7 @@ class Trainer:
         It depends on nothing but the seed and the step, so a resumed run sees the same views.
         """
         epoch, place = divmod(step, len(self.scene.train))
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             self._epoch = epoch
             self._order = np.random.default_rng([self.experiment.seed, 0, epoch]).permutation(len(self.scene.train))
         return int(self._order[place])
@@ -262,7 +266,7 @@ def hyperparameters(experiment: Experiment) -> Mapping[str, float | int | str]:
     return flat
 
 
-def open_session(trainer: Trainer, folder: Path, save) -> Session:
+def open_session(trainer: Trainer, folder: Path, save: Callable[[Path], None]) -> Session:
     """The session that a trainer's listeners see."""
     return Session(
         folder=folder,

@@ -25,7 +25,7 @@ class Writer(Listener):
         self.writer = SummaryWriter(str(session.folder / "tensorboard"), purge_step=purge, flush_secs=10)
         self.writer.add_text("config", "```yaml\n" + session.settings + "```", session.first_step)
         self.process = psutil.Process()
-        self.seconds, self.at = 0.0, session.first_step
+        self.seconds, self.at = math.nan, session.first_step
         self.last: dict[str, float] = {}
 
     def hear(self, report: Report) -> None:
@@ -53,6 +53,7 @@ class Writer(Listener):
             add(f"learning_rate/{name}", rate, step)
         for phase, milliseconds in report.milliseconds.items():
             add(f"milliseconds/{phase}", milliseconds, step)
+        # Not before the second time: a resumed run's seconds begin with those of earlier processes.
         if report.step > self.at and report.seconds > self.seconds:
             add("speed/steps_per_second", (report.step - self.at) / (report.seconds - self.seconds), step)
         self.seconds, self.at = report.seconds, report.step
