@@ -52,6 +52,9 @@ class Frame:
         ratio = (width / stated[0], height / stated[1])
         focal_x, focal_y = self.number("fl_x"), self.number("fl_y")
         angle_x, angle_y = self.number("camera_angle_x"), self.number("camera_angle_y")
+        for key, angle in (("camera_angle_x", angle_x), ("camera_angle_y", angle_y)):
+            if angle is not None and not 0 < angle < math.pi:
+                raise DatasetError(f"{self.source}: {key} of {self.name} is {angle:g}; it must be in (0, pi) radians")
         if focal_x is None and angle_x is not None:
             focal_x = 0.5 * stated[0] / math.tan(0.5 * angle_x)
         if focal_y is None and angle_y is not None and "fl_x" not in self.numbers:

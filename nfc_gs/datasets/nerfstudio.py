@@ -56,6 +56,12 @@ class Nerfstudio(Dataset):
             )
         path = self.folder / "transforms.json"
         content, frames = read_transforms(path)
+        names = [(frame.name, frame.time) for frame in frames]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)[0]
+            raise DatasetError(
+                f"{path}: names {twice} twice; a photograph on both sides of the split would spoil the metrics"
+            )
         captures, downscales = self._captures(path, frames)
         train, test = self._split(path, content, captures)
         return assemble(
@@ -159,7 +165,7 @@ def _lens(frame: Frame, picture: Path) -> Lens:
     size = (round(width), round(height))
     focal, centre = frame.intrinsics(*size)
     model = frame.numbers.get("camera_model", "OPENCV")
-    if model not in DISTORTION:
+    if not isinstance(model, str) or model not in DISTORTION:
         raise DatasetError(f"{frame.source}: camera_model {model!r} is not among {', '.join(DISTORTION)}")
     distortion = [frame.number(key) or 0.0 for key in DISTORTION[model]]
     kept = "OPENCV_FISHEYE" if model == "OPENCV_FISHEYE" else "FULL_OPENCV"

@@ -36,8 +36,9 @@ class CheckpointError(UserError):
 
 def digest(experiment: Experiment) -> str:
     """Identifies the settings that decide a result: not where it is written, how it is shown, nor how many threads."""
-    ignored = ("name", "output", "threads", "callbacks", "photographs_gb")
+    ignored = ("name", "output", "threads", "callbacks", "photographs_gb", "evaluation")
     deciding = {key: value for key, value in dump(experiment).items() if key not in ignored}
+    deciding["dataset"].pop("folder", None)  # the same photographs may have been moved
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

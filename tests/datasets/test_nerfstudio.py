@@ -180,3 +180,15 @@ def test_unknown_camera_models_and_missing_files_are_named(write, tmp_path):
     refused(Nerfstudio(folder=tmp_path / "nowhere"), "nowhere: no such folder")
     (tmp_path / "transforms.json").unlink()
     refused(Nerfstudio(folder=tmp_path), r"transforms\.json: no such file")
+
+
+def test_an_angle_that_is_none_and_a_photograph_named_twice_are_refused(write):
+    folder = write()
+    path = folder / "transforms.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({"camera_angle_x": 0, "frames": content["frames"]}))
+    refused(Nerfstudio(folder=folder), r"camera_angle_x of .* must be in \(0, pi\) radians")
+    path.write_text(json.dumps({**content, "frames": [*content["frames"], content["frames"][0]]}))
+    refused(Nerfstudio(folder=folder), "twice")
+    path.write_text(json.dumps({**content, "camera_model": ["OPENCV"]}))
+    refused(Nerfstudio(folder=folder), "is not among PINHOLE")
