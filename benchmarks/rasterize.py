@@ -5,6 +5,7 @@ are log-normal about 0.6 of the spacing. Prints medians in milliseconds of wall 
 %.
 """
 
+import nfc_gs  # isort: skip  # before torch, whose idle threads it tells to sleep
 import argparse
 import math
 import time
@@ -42,7 +43,7 @@ def shells(count: int, channels: int) -> Splats:
 
 def main() -> None:
     """Draws and differentiates, and prints how long that took."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=f"{__doc__.splitlines()[0]} (nfc-gs {nfc_gs.__version__})")
     for name, value in {"splats": 50_000, "size": 400, "channels": 3, "threads": 1, "repeats": 15}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()

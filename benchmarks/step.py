@@ -5,6 +5,7 @@ Adam over 59 numbers a Gaussian. Rasterization is sorting, tile lists, compositi
 splats. The two alternate in one process; medians of CPU time (wall time for more than one thread) and their ratio.
 """
 
+import nfc_gs  # isort: skip  # before torch, whose idle threads it tells to sleep
 import argparse
 import time
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def rasterization(trainer: Trainer) -> Callable[[], None]:
 
 def main() -> None:
     """Alternates the two and prints medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=f"{__doc__.splitlines()[0]} (nfc-gs {nfc_gs.__version__})")
     for name, value in {"splats": 50_000, "size": 400, "threads": 1, "repeats": 21}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--method", choices=("regression", "nfc"), default="regression")

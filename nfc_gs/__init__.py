@@ -1,3 +1,10 @@
 """Gaussian splatting with encoded-bit classification."""
 
+import os
+
 __version__ = "0.1.0"
+
+# torch's OpenMP threads wait for their next piece of work by spinning, on the very cores that our own kernels need: a
+# training step on two threads took 1.7 times as long (benchmarks/step.py --threads 2). It is read when torch is
+# imported, so it stands here; a value that the user has set is left alone.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,7 +1,6 @@
 """Shows how far the training is: a live bar on a terminal, a line now and then elsewhere."""
 
 import math
-import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,7 +17,8 @@ class Bar(Listener):
         self.console = Console(highlight=False)
         self.interval = max(session.steps // lines, 1)
         self.psnr = math.nan
-        self.since, self.at = time.perf_counter(), session.first_step
+        # Below 0: the training's clock has not been read yet, so there is no speed to tell.
+        self.seconds, self.at = (0.0, 0) if session.first_step == 0 else (-1.0, session.first_step)
         self.speed = math.nan
         self.bar = Progress(
             TextColumn("{task.fields[step]}"),
@@ -44,21 +44,22 @@ class Bar(Listener):
             error = float(report.squared_error)
             psnr = -10 * math.log10(max(error, 1e-10))
             self.psnr = psnr if math.isnan(self.psnr) else 0.9 * self.psnr + 0.1 * psnr
-            now = time.perf_counter()
-            self.speed = (report.step - self.at) / max(now - self.since, 1e-9)
-            self.since, self.at = now, report.step
+            if report.seconds > self.seconds >= 0:
+                self.speed = (report.step - self.at) / (report.seconds - self.seconds)
+            self.seconds, self.at = report.seconds, report.step
             loss = sum(float(term) for term in report.terms.values())
             state = (
                 f"loss {loss:.4f}  psnr {self.psnr:.2f}  {report.num_gaussians:,} Gaussians  {self.speed:.1f} steps/s"
             )
             self.bar.update(self.task, completed=report.step, step=f"{report.step}/{self.session.steps}", state=state)
             if not self.console.is_terminal and report.step % self.interval < self.every:
-                self.console.print(f"step {report.step}/{self.session.steps}  {state}")
+                self.console.print(f"step {report.step}/{self.session.steps}  {state}", soft_wrap=True)
         if report.evaluation is not None:
             held_out = report.evaluation
             self.console.print(
                 f"step {report.step}: held-out PSNR {held_out.psnr:.2f} dB, SSIM {held_out.ssim:.4f} "
-                f"on {len(held_out.scores)} views; {report.num_gaussians:,} Gaussians, {report.seconds:.0f} s"
+                f"on {len(held_out.scores)} views; {report.num_gaussians:,} Gaussians, {report.seconds:.0f} s",
+                soft_wrap=True,
             )
 
     def close(self, end: End) -> None:
