@@ -1,4 +1,4 @@
-"""Times the CPU rasterizer: python benchmarks/rasterize.py [--splats 50000] [--size 400] [--channels 3] [--threads 1].
+"""Times the CPU rasterizer: python -m benchmarks.rasterize [--splats 50000] [--size 400] [--channels 3] [--threads 1].
 
 A scene like those in training: 70 % of the splats are discs on three bumpy nested shells, the others fill a box; sizes
 are log-normal about 0.6 of the spacing. Prints medians in milliseconds of wall time, on a quiet machine the same to 5

@@ -1,4 +1,4 @@
-"""Times a whole training step against its rasterization: python benchmarks/step.py [--splats 50000] [--size 400] [--threads 1].
+"""Times a whole training step against its rasterization: python -m benchmarks.step [--splats 50000] [--size 400] [--threads 1].
 
 The step is the trainer's own: photograph, codes, harmonics of degree 3, projection, rasterization, L1 + D-SSIM, backward,
 Adam over 59 numbers a Gaussian. Rasterization is sorting, tile lists, compositing and its backward pass, of the same
