@@ -1,9 +1,13 @@
 """LPIPS, the learned perceptual distance (Zhang et al. 2018, version 0.1), over AlexNet and SqueezeNet 1.1.
 
-The networks' weights are read from a folder of the user's, never downloaded. Each number is named by its network, since
-the networks' distances cannot be compared with one another.
+The networks' weights are read from a folder of the user's, or torchmetrics computes the distances where the user has it
+and torchvision has its backbones already; nothing is ever downloaded. Each number is named by its network, since the
+networks' distances cannot be compared with one another.
 """
 
+import functools
+import importlib
+import importlib.util
 import os
 import pickle
 import zipfile
@@ -24,6 +28,8 @@ FILES = {
     "alex": ("alexnet_features_fp32.npz", "lin_alex_v0.1.pth"),
     "squeeze": ("squeeze.backbone.pth", "lin_squeeze_v0.1.pth"),
 }
+# The backbones in torchvision by network, as torchmetrics takes them.
+BACKBONES = {"alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
 # Below this side AlexNet's last layers have no pixels left.
 MIN_SIDE = 32
 # Means and deviations of ImageNet's pictures in [-1, 1], as LPIPS rounds them.
@@ -108,23 +114,52 @@ class Network(nn.Module):
         return distance
 
 
+class TorchmetricsNetwork(nn.Module):
+    """torchmetrics' distance between two pictures, by its own linear heads, which are those released with LPIPS 0.1.
+
+    It divides features by a length with another margin than LPIPS's authors do, which moves no distance by 1e-6.
+    """
+
+    def __init__(self, net: str) -> None:
+        super().__init__()
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        self.metric = LearnedPerceptualImagePatchSimilarity(net_type=net, normalize=True)
+
+    def forward(self, x: Float[Tensor, "H W 3"], y: Float[Tensor, "H W 3"]) -> Float[Tensor, ""]:
+        """The distance of two pictures with values in [0, 1]."""
+        self.metric.reset()
+        self.metric.update(*torch.stack([x, y]).permute(0, 3, 1, 2).split(1))
+        return self.metric.compute()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lpips:
-    """The networks at hand by name, or the reason why there are none."""
+    """The networks at hand by name, and the reason why there are none or not all."""
 
-    networks: Mapping[str, Network]
+    networks: Mapping[str, nn.Module]
     reason: str | None = None
 
     @staticmethod
     def find(folder: Path | None = None) -> "Lpips":
-        """The networks of `folder`, else of the folder that the environment variable NFC_GS_LPIPS names, else none.
+        """The networks of `folder`, else of the folder that the environment variable NFC_GS_LPIPS names, else those of
+        torchmetrics whose backbones torchvision has on this machine, else none.
 
         Raises:
-            WeightsError: a folder is named, but a file of it is missing or broken.
+            WeightsError: a folder is named, but a file of it is missing or broken; or torchvision's file is broken.
         """
         named = os.environ.get(VARIABLE)
         if folder is None and not named:
-            return Lpips(networks={}, reason=f"no weights: set {VARIABLE} to a folder with {_wanted()}")
+            missing = _missing_of_torchmetrics()
+            networks = {net: load_torchmetrics(net) for net in BACKBONES if net not in missing}
+            if not missing:
+                return Lpips(networks=networks)
+            which = "no weights" if not networks else f"no weights for {', '.join(missing)}"
+            why = "; ".join(dict.fromkeys(missing.values()))
+            return Lpips(
+                networks=networks,
+                reason=f"{which}: set {VARIABLE} to a folder with {_wanted()}, or let torchmetrics compute it ({why})",
+            )
         folder = folder or Path(named or "").expanduser()
         return Lpips(networks={net: load(net, folder) for net in FILES})
 
@@ -155,6 +190,42 @@ def load(net: str, folder: Path) -> Network:
     released = _read(linear)
     heads = [_take(released, f"lin{i}.model.1.weight", linear, net).flatten().float() for i in range(len(stages))]
     return Network(stages, heads).eval()
+
+
+@functools.cache
+def load_torchmetrics(net: str) -> TorchmetricsNetwork:
+    """torchmetrics' network `net`, whose backbone must be in torch.hub's folder: it would be downloaded otherwise.
+
+    Raises:
+        WeightsError: the backbone's file is broken.
+    """
+    try:
+        return TorchmetricsNetwork(net)
+    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        first = next(iter(str(error).splitlines()), "no data")
+        raise WeightsError(f"{_hub_folder()}: torchvision's backbone of {net} is broken there: {first}") from None
+
+
+def _missing_of_torchmetrics() -> dict[str, str]:
+    """What torchmetrics lacks, by network; a network that is not named here lacks nothing."""
+    absent = [name for name in ("torchmetrics", "torchvision") if importlib.util.find_spec(name) is None]
+    if absent:
+        return dict.fromkeys(BACKBONES, f"not installed: {', '.join(absent)}")
+    try:
+        from torchvision import models
+
+        importlib.import_module("torchmetrics.image.lpip")
+    # Built for another torch, torchvision raises RuntimeError.
+    except (ImportError, RuntimeError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        return dict.fromkeys(BACKBONES, f"it cannot be imported: {first}")
+    # What torch.hub will look for, and download if it is not there, is the last part of the address.
+    files = {net: _hub_folder() / Path(getattr(models, name).DEFAULT.url).name for net, name in BACKBONES.items()}
+    return {net: f"torchvision's {file} is not there" for net, file in files.items() if not file.is_file()}
+
+
+def _hub_folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _take(tensors: dict[str, Tensor], name: str, path: Path, net: str) -> Tensor:

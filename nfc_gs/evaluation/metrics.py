@@ -50,8 +50,8 @@ class Score:
 class Evaluation:
     """A model measured on held-out views; means are over views, NaN where there are none.
 
-    `lpips_reason` says why there is no LPIPS, None where there is. `kept` holds some views to be shown: name, contact
-    sheet of one row, render and photograph, both [H W 3] in [0, 1] and on the CPU.
+    `lpips_reason` says why there is no LPIPS, or not by every network; else None. `kept` holds some views to be shown: name,
+    contact sheet of one row, render and photograph, both [H W 3] in [0, 1] and on the CPU.
     """
 
     scores: tuple[Score, ...]

@@ -1,10 +1,24 @@
+import importlib.machinery
 import shutil
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nfc_gs.evaluation.lpips import FILES, VARIABLE, Lpips, WeightsError, alexnet, load, squeezenet
+from nfc_gs.evaluation.lpips import (
+    FILES,
+    VARIABLE,
+    Lpips,
+    Network,
+    WeightsError,
+    alexnet,
+    load,
+    load_torchmetrics,
+    squeezenet,
+)
 
 # By the program of LPIPS's authors (PyPI lpips 0.1.4) with the same weights, on `patterns`; that program's own example
 # pictures are not free to be copied here. An ONNX export of it by others gives the same numbers for SqueezeNet.
@@ -68,11 +82,110 @@ def test_the_folder_comes_from_the_environment(folder, monkeypatch):
     assert set(Lpips.find().networks) == {"alex", "squeeze"}
 
 
-def test_without_a_folder_there_is_a_reason(monkeypatch):
+def test_without_a_folder_and_torchmetrics_there_is_a_reason_that_names_both(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     lpips = Lpips.find()
-    assert not lpips.networks and lpips.reason is not None and VARIABLE in lpips.reason
+    assert not lpips.networks and lpips.reason is not None
+    assert VARIABLE in lpips.reason and "not installed: torchmetrics, torchvision" in lpips.reason
     assert lpips(*patterns(64, 64)) == {}
+
+
+class StandIn(torch.nn.Module):
+    """torchmetrics' metric as far as it is used, its distance the mean absolute difference; refuses what that refuses."""
+
+    def __init__(self, net_type: str, normalize: bool) -> None:
+        super().__init__()
+        assert normalize, "pictures are in [0, 1]"
+        if (checkpoints() / f"{net_type}-0123.pth").stat().st_size == 0:
+            raise EOFError("Ran out of input")
+        self.scores = []
+
+    def reset(self):
+        self.scores.clear()
+
+    def update(self, x, y):
+        assert x.shape == y.shape and x.ndim == 4 and x.shape[1] == 3
+        self.scores.append((x - y).abs().mean())
+
+    def compute(self):
+        return torch.stack(self.scores).mean()
+
+
+def checkpoints():
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+@pytest.fixture
+def torchmetrics(monkeypatch, tmp_path):
+    """torchmetrics and torchvision as they look to an importer; torch.hub's folder is empty."""
+
+    def weights(net):
+        return types.SimpleNamespace(
+            DEFAULT=types.SimpleNamespace(url=f"https://nowhere.invalid/models/{net}-0123.pth")
+        )
+
+    contents = {
+        "torchmetrics": {},
+        "torchmetrics.image": {},
+        "torchmetrics.image.lpip": {"LearnedPerceptualImagePatchSimilarity": StandIn},
+        "torchvision": {},
+        "torchvision.models": {"AlexNet_Weights": weights("alex"), "SqueezeNet1_1_Weights": weights("squeeze")},
+    }
+    for name, content in contents.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(content, __spec__=importlib.machinery.ModuleSpec(name, None))
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["torchvision"].models = sys.modules["torchvision.models"]
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    load_torchmetrics.cache_clear()
+    checkpoints().mkdir(parents=True)
+    yield
+    load_torchmetrics.cache_clear()
+
+
+def test_torchmetrics_computes_it_where_torchvision_has_the_backbones(torchmetrics):
+    for net in ("alex", "squeeze"):
+        (checkpoints() / f"{net}-0123.pth").write_bytes(b"weights")
+    lpips = Lpips.find()
+    assert lpips.reason is None
+    x, y = patterns(40, 36)
+    for _ in range(2):  # what was measured before does not linger
+        assert lpips(x, y) == pytest.approx(dict.fromkeys(["alex", "squeeze"], float((x - y).abs().mean())))
+        assert lpips(x, x) == {"alex": 0.0, "squeeze": 0.0}
+
+
+def test_a_named_folder_comes_before_torchmetrics(torchmetrics, folder):
+    assert all(isinstance(network, Network) for network in Lpips.find(folder).networks.values())
+
+
+def test_a_backbone_that_is_not_there_is_named_and_not_downloaded(torchmetrics):
+    (checkpoints() / "alex-0123.pth").write_bytes(b"weights")
+    lpips = Lpips.find()
+    assert lpips.networks.keys() == {"alex"}
+    assert lpips.reason is not None and lpips.reason.startswith("no weights for squeeze: ")
+    assert str(checkpoints() / "squeeze-0123.pth") in lpips.reason
+    assert [path.name for path in checkpoints().iterdir()] == ["alex-0123.pth"]
+
+
+def test_a_broken_backbone_is_one_line(torchmetrics):
+    (checkpoints() / "alex-0123.pth").touch()
+    with pytest.raises(WeightsError, match="backbone of alex is broken there: Ran out of input"):
+        Lpips.find()
+
+
+def test_a_torchvision_built_for_another_torch_is_the_reason(torchmetrics, monkeypatch):
+    class Broken(types.ModuleType):
+        def __getattr__(self, name):
+            raise RuntimeError("operator torchvision::nms does not exist")
+
+    broken = Broken("torchvision")
+    broken.__spec__ = importlib.machinery.ModuleSpec("torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision", broken)
+    lpips = Lpips.find()
+    assert not lpips.networks and lpips.reason is not None
+    assert "it cannot be imported: operator torchvision::nms does not exist" in lpips.reason
 
 
 @pytest.mark.parametrize("name", [name for names in FILES.values() for name in names])
