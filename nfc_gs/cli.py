@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ FAMILIES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script: returns the exit status, 2 for a user's mistake and 130 when interrupted."""
+    """The console script: returns the exit status, 2 for a user's mistake and 130 when interrupted or told to terminate."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     parser = make_parser()
     chosen, rest = parser.parse_known_args(arguments)
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.settings += rest
     try:
         chosen.run(chosen)
+        # Short output is written only now, and Python would tell at its exit that nobody took it.
+        sys.stdout.flush()
     except UserError as mistake:
         print(f"nfc-gs: {mistake}", file=sys.stderr)
         return 2

@@ -1,0 +1,30 @@
+"""The command line as a shell sees it: exit status, and what is said on the way out."""
+
+import subprocess
+import sys
+
+import pytest
+
+LEAVE = """
+import os, signal, sys, time
+from nfc_gs import cli
+def run(chosen):
+    import nfc_gs.datasets.colmap
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(20)
+cli.run_kinds = run
+sys.exit(cli.main(["kinds"]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_being_told_to_stop_before_the_first_step_is_one_line(name):
+    done = subprocess.run([sys.executable, "-c", LEAVE.format(name=name)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "nfc-gs: interrupted\n")
+
+
+@pytest.mark.parametrize("family", ["codes", "losses strategies"])
+def test_a_reader_that_goes_away_ends_the_listing_in_silence(family):
+    lists = f"for f in {family}; do {sys.executable} -m nfc_gs.cli kinds $f; echo $? >&2; done | true"
+    done = subprocess.run(["bash", "-c", lists], capture_output=True, text=True, timeout=60)
+    assert set(done.stderr.split()) == {"141"}
