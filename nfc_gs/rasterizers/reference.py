@@ -93,7 +93,7 @@ class Reference(Rasterizer):
         absgrad: bool = False,
     ) -> Rendering:
         """See `Rasterizer`; the precision is that of `splats.means`."""
-        finite = torch.stack([t.detach().reshape(len(splats), -1).isfinite().all(1) for t in _geometry(splats)]).all(0)
+        finite = torch.stack([t.detach().isfinite().all(1) for t in _geometry(splats)]).all(0)
         means2d, covariances, depths = project(splats, camera)
         if means2d.requires_grad:
             means2d.retain_grad()
@@ -131,7 +131,7 @@ class Reference(Rasterizer):
 
 
 def _geometry(splats: Splats) -> tuple[Tensor, ...]:
-    return splats.means, splats.scales, splats.quats, splats.opacities
+    return splats.means, splats.scales, splats.quats, splats.opacities[:, None]
 
 
 Spec = Reference

@@ -23,9 +23,13 @@ no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 BACKENDS = ["cpu", pytest.param("gsplat", marks=[pytest.mark.gpu, no_gpu])]
 
 
+def load(backend: str) -> Rasterizer:
+    return importlib.import_module(f"nfc_gs.rasterizers.{backend}").Spec()
+
+
 @pytest.fixture(params=BACKENDS)
 def rasterizer(request: pytest.FixtureRequest) -> Rasterizer:
-    return importlib.import_module(f"nfc_gs.rasterizers.{request.param}").Spec()
+    return load(request.param)
 
 
 @pytest.fixture(params=[1, 2])
@@ -156,8 +160,10 @@ def test_a_splat_that_covers_everything_leaves_one_part_in_five(rasterizer, size
     torch.testing.assert_close(rendering.alpha.cpu(), torch.full((size, size), 0.8), rtol=0, atol=PICTURE)
 
 
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 @pytest.mark.parametrize("count", [0, 1])
-def test_nothing_visible_leaves_the_background(rasterizer, count):
+def test_nothing_visible_leaves_the_background(backend, count):
+    rasterizer = load(backend)
     behind = round_splat(rasterizer.device, means=torch.tensor([[0.0, 0.0, -4.0]]))
     leaves = {name: getattr(behind, name)[:count].clone().requires_grad_() for name in scenes.INPUTS}
     background = torch.tensor([0.1, 0.2, 0.3], device=rasterizer.device)
