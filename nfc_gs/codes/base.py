@@ -4,8 +4,10 @@ import abc
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from nfc_gs.config import spec
 
 # Halvings of an interval of logits some 60 wide: a step of 4e-6, a hundredth of what `logits` promises.
 BISECTIONS = 24
@@ -55,6 +57,77 @@ class TargetCode(abc.ABC):
         """Logits whose `values` are the given ones (to 1e-4, clamped to `bounded` where the code is bounded) and whose
         bits differ, so that Adam does not move them in lock-step.
         """
+
+
+@spec
+class LevelCode(TargetCode):
+    """A code that has one word for each of 2^bits equidistant levels of [0, 1]; members say which, and what it means.
+
+    `bits` 1 to 16. `soft`: labels are the mean word of the levels within `soft` of the nearest one (0: hard words).
+    `margin`: how sure the first logits are.
+    """
+
+    bits: int = 8
+    soft: int = 0
+    margin: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits, 16)
+        if self.soft < 0:
+            raise ValueError(f"soft must be 0 (hard words) or a number of levels, found {self.soft}")
+
+    @property
+    def width(self) -> int:
+        """The number of bits."""
+        return self.bits
+
+    @abc.abstractmethod
+    def word_of(self, levels: Int[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape K"]:
+        """The words of levels 0 to 2^bits - 1."""
+
+    def encode(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
+        """The word of the nearest level, or with `soft` the mean word of its neighbourhood.
+
+        At the ends the last level stands for those that are missing.
+        """
+        if not self.soft:
+            return self.words(values)
+        nearest, last = self._nearest(values), 2**self.bits - 1
+        neighbours = [(nearest + offset).clamp(0, last) for offset in range(-self.soft, self.soft + 1)]
+        return torch.stack([self.word_of(levels, values.dtype) for levels in neighbours]).mean(0)
+
+    def words(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
+        """The word of the nearest level."""
+        return self.word_of(self._nearest(values), values.dtype)
+
+    def probabilities(self, logits: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape K"]:
+        """Sigmoids."""
+        return torch.sigmoid(logits)
+
+    def values(self, logits: Float[Tensor, "*shape K"], unit: bool) -> Float[Tensor, "*shape"]:
+        """Decoded sigmoids, in [0, 1] for colours and opacities alike."""
+        return self.decode(torch.sigmoid(logits))
+
+    def _nearest(self, values: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        return (values.clamp(0, 1) * (2**self.bits - 1)).round().int()
+
+
+def check_bits(bits: int, most: int) -> None:
+    """Refuses widths that a code does not have."""
+    if not 1 <= bits <= most:
+        raise ValueError(f"bits must be 1 to {most}, found {bits}")
+
+
+def bits_of(levels: Int[Tensor, "*shape"], bits: int, dtype: torch.dtype) -> Float[Tensor, "*shape K"]:
+    """Binary words, most significant bit first."""
+    places = torch.arange(bits - 1, -1, -1, dtype=levels.dtype, device=levels.device)
+    return (levels[..., None] >> places & 1).to(dtype)
+
+
+def place_values(bits: int) -> Float[Tensor, " K"]:
+    """2^-k / sum 2^-k, float64."""
+    values = 2.0 ** -torch.arange(bits, dtype=torch.float64)
+    return values / values.sum()
 
 
 def bounded(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

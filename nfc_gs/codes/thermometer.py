@@ -4,8 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nfc_gs.codes.base import TargetCode, bounded, solve, start
-from nfc_gs.codes.binary import check_bits
+from nfc_gs.codes.base import TargetCode, bounded, check_bits, solve, start
 from nfc_gs.config import spec
 
 
