@@ -48,13 +48,14 @@ def make_trainer(count: int, size: int, method: str) -> Trainer:
             colour_logits=experiment.code.logits(splats.values.clamp(0.01, 0.99), unit=False),
             opacity_logits=experiment.opacity_code.logits(splats.opacities.clamp(0.01, 0.99), unit=True),
             harmonics=0.05 * torch.randn(count, 15, 3, generator=torch.Generator().manual_seed(3)),
+            motion=torch.zeros(count, 0),
         )
     model = SplatModel(
         gaussians=gaussians,
         code=experiment.code,
         opacity_code=experiment.opacity_code,
         rasterizer=Cpu(),
-        field=Static().init(torch.zeros(2, 3)),
+        field=Static().init(torch.zeros(2, 3), 1, torch.Generator()),
         degree=3,
     )
     trainer = Trainer(experiment, scene, model)

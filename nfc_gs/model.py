@@ -59,9 +59,14 @@ class SplatModel:
     to_world: Similarity = field(default_factory=Similarity)
     extent: float = 1.0
 
-    def base_colours(self) -> Float[Tensor, "N 3"]:
-        """Decoded colours without the view-dependent part: in [0, 1] for bit codes, unbounded for `identity`."""
-        return self.code.values(self.gaussians.colour_logits, unit=False)
+    def at(self, time: float) -> tuple[Gaussians, Float[Tensor, "N 3"]]:
+        """The Gaussians at a time in [0, 1], and their decoded colours there without the view-dependent part.
+
+        Colours are in [0, 1] for bit codes of still scenes, unbounded otherwise.
+        """
+        moved = self.field(self.gaussians, time)
+        base = self.code.values(moved.gaussians.colour_logits, unit=False)
+        return moved.gaussians, base if moved.colour_residual is None else base + moved.colour_residual
 
     def opacities(self) -> Float[Tensor, " N"]:
         """Decoded opacities, in [0, 1]."""
@@ -94,8 +99,7 @@ class SplatModel:
         camera = camera.to(device)
         if background is None:
             background = torch.tensor(self.background, device=device)
-        moved = self.field(self.gaussians, camera.time)
-        base = self.code.values(moved.colour_logits, unit=False)
+        moved, base = self.at(camera.time)
         colours = harmonics.evaluate(base, moved.harmonics, moved.means, camera.position, self.degree)
         appearance = Appearance(colours=colours, base=base, colour_logits=moved.colour_logits, code=self.code)
         extra = {name: loss.planes(appearance) for name, loss in planes.items()}

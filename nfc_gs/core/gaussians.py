@@ -14,7 +14,8 @@ class Gaussians:
 
     `means` in world units; `log_scales` the logarithms of the three standard deviations; `quats` wxyz, of any length;
     `colour_logits` and `opacity_logits` the parameters of the codes (K = 1 and 3DGS's own activations for `identity`);
-    `harmonics` the spherical harmonics of degree 1 and up (L = 0, 3, 8 or 15 of them), added to the decoded colour.
+    `harmonics` the spherical harmonics of degree 1 and up (L = 0, 3, 8 or 15 of them), added to the decoded colour;
+    `motion` what a deformation learns for each Gaussian by itself (D = 0 numbers for still scenes).
     """
 
     means: Float[Tensor, "N 3"]
@@ -23,6 +24,7 @@ class Gaussians:
     colour_logits: Float[Tensor, "N 3 K"]
     opacity_logits: Float[Tensor, "N J"]
     harmonics: Float[Tensor, "N L 3"]
+    motion: Float[Tensor, "N D"]
 
     def __len__(self) -> int:
         return len(self.means)

@@ -94,6 +94,11 @@ class Scene:
     bounds: Float[Tensor, "2 3"] | None = None
     to_world: Similarity = Similarity()
 
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The different times of the training views, ascending; a still scene has one."""
+        return tuple(sorted({view.camera.time for view in self.train}))
+
 
 def camera_extent(views: tuple[View, ...]) -> float:
     """1.1 times the largest distance of a camera from the cameras' mean: the unit of 3DGS's learning rates.

@@ -1,28 +1,69 @@
 """What every deformation is: a spec that makes a field."""
 
 import abc
+from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from nfc_gs.core.gaussians import Gaussians
 
 
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """Gaussians at a time: the same ones in the same order.
+
+    `colour_residual`, where a field has one, is added to the decoded colours, in value space.
+    """
+
+    gaussians: Gaussians
+    colour_residual: Float[Tensor, "N 3"] | None = None
+
+
 class DeformationField(nn.Module, abc.ABC):
-    """Moves canonical Gaussians to a time; the identity at birth."""
+    """Moves canonical Gaussians to a time; the identity at birth.
+
+    All that changes in training is in its parameters, in its buffers and in `Gaussians.motion`: a checkpoint saves these
+    and nothing else, and a picture depends on these and nothing else.
+    """
 
     @abc.abstractmethod
-    def forward(self, gaussians: Gaussians, time: float) -> Gaussians:
-        """The same Gaussians, in the same order, at `time` in [0, 1]."""
+    def forward(self, gaussians: Gaussians, time: float) -> Moved:
+        """The Gaussians at `time` in [0, 1]."""
 
     @abc.abstractmethod
-    def penalties(self) -> dict[str, Tensor]:
-        """Regularisers of the field itself, weighted scalars by name."""
+    def advance(self, gaussians: Gaussians, progress: float) -> None:
+        """Told before each training step what share of the training, in [0, 1), is done: this is where phases begin.
+
+        It may change buffers, and write `gaussians.motion` in place; it must come to the same state whether or not the
+        training was interrupted in between.
+        """
+
+    @abc.abstractmethod
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Its parameters, by the learning rate they share."""
+
+    @abc.abstractmethod
+    def rates(self, progress: float) -> dict[str, float]:
+        """Adam's learning rate for each of `groups`, and for "motion" (`Gaussians.motion`), at this share of the training."""
+
+    @abc.abstractmethod
+    def penalties(self, gaussians: Gaussians, time: float) -> dict[str, Tensor]:
+        """Regularisers of the motion, weighted scalars by name; `gaussians` are the canonical ones."""
+
+    @abc.abstractmethod
+    def scalars(self) -> dict[str, float]:
+        """What is worth a curve in TensorBoard, as the norms of planes and splines."""
 
 
 class Deformation(abc.ABC):
     """The settings of a field."""
 
+    @property
+    def width(self) -> int:
+        """The numbers it learns for each Gaussian, `Gaussians.motion`'s D."""
+        return 0
+
     @abc.abstractmethod
-    def init(self, bounds: Float[Tensor, "2 3"]) -> DeformationField:
-        """A new field for a scene inside the box `bounds`."""
+    def init(self, bounds: Float[Tensor, "2 3"], num_times: int, generator: Generator) -> DeformationField:
+        """A new field for a scene inside the box `bounds` that was photographed at `num_times` different times."""

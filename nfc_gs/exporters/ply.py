@@ -83,8 +83,8 @@ class Ply(Exporter):
 def _columns(model: SplatModel, degree: int, time: float, bits: bool) -> dict[str, np.ndarray]:
     """The file's columns by name, in the order of the file, finite or not."""
     with torch.no_grad():
-        gaussians = model.field(model.gaussians, time).map(lambda tensor: tensor.detach().cpu())
-        colours = model.code.values(gaussians.colour_logits, unit=False).double()
+        moved, base = model.at(time)
+        gaussians, colours = moved.map(lambda tensor: tensor.detach().cpu()), base.cpu().double()
         opacities = model.opacity_code.values(gaussians.opacity_logits, unit=True).double()
     # All coefficients of red, then those of green, then of blue.
     harmonics = gaussians.harmonics[:, : (degree + 1) ** 2 - 1].transpose(1, 2).flatten(1)
@@ -167,6 +167,7 @@ def load(path: Path, rasterizer: Rasterizer) -> SplatModel:
         colour_logits=gather(COLOUR)[..., None],
         opacity_logits=gather(("opacity",)),
         harmonics=gather(rest).reshape(count, 3, num_rest // 3).transpose(1, 2).contiguous(),
+        motion=torch.zeros(count, 0),
     )
     finite = torch.stack([values.flatten(1).isfinite().all(1) for _, values in gaussians.items()]).all(0)
     if not finite.all():

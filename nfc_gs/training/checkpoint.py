@@ -25,7 +25,7 @@ from nfc_gs.training.experiment import Experiment
 from nfc_gs.training.optimizer import GaussianOptimizer
 from nfc_gs.training.trainer import Trainer
 
-FORMAT = 1
+FORMAT = 2
 # The settings that say what a model's tensors mean; the others may change and the model can still be drawn.
 MEANING = ("code", "opacity_code", "deformation")
 
@@ -78,6 +78,10 @@ def save(trainer: Trainer, path: Path) -> None:
         "background": model.background,
         "extent": model.extent,
         "to_world": asdict(model.to_world),
+        "field": {
+            "bounds": None if trainer.scene.bounds is None else trainer.scene.bounds.tolist(),
+            "num_times": len(trainer.scene.times),
+        },
     }
     partial = path.with_name(path.name + ".partial")
     try:
@@ -124,14 +128,14 @@ def load_model(experiment: Experiment, path: Path) -> tuple[SplatModel, dict[str
     """The model alone, without its data set, and the checkpoint's record."""
     record, groups = _read(path)
     for name, wanted in meaning(experiment).items():
-        found = record.get("meaning", {}).get(name, wanted)  # the first checkpoints of format 1 did not say
+        found = record["meaning"][name]
         if found != wanted:
             raise CheckpointError(
                 f"{path}: was trained with {name} {found}, but the run's config.yaml now says {wanted}; restore that file"
             )
     gaussians = Gaussians(**groups["gaussians"])
-    low, high = gaussians.means.min(0).values, gaussians.means.max(0).values
-    field = experiment.deformation.init(torch.stack([low, high]))
+    scene = record["field"]
+    field = experiment.deformation.init(torch.tensor(scene["bounds"]), scene["num_times"], torch.Generator())
     field.load_state_dict(groups.get("field", {}))
     device = experiment.rasterizer.device
     model = SplatModel(

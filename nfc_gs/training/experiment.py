@@ -39,7 +39,8 @@ class InitialSettings:
 class OptimizerSettings:
     """Adam's learning rates, one for each of the Gaussians' fields (3DGS's, Kerbl et al. 2023).
 
-    `means` is multiplied by the scene's extent and falls exponentially to `means_final` of it.
+    `means` is multiplied by the scene's extent and falls exponentially to `means_final` of it, the others to `final` of
+    theirs. A deformation's rates are among its own settings.
     """
 
     means: PositiveFloat = 1.6e-4
@@ -49,7 +50,7 @@ class OptimizerSettings:
     colour_logits: PositiveFloat = 2.5e-3
     opacity_logits: PositiveFloat = 5e-2
     harmonics: PositiveFloat = 1.25e-4
-    field: PositiveFloat = 1.6e-4  # the deformation's own parameters
+    final: PositiveFloat = 1.0
     epsilon: PositiveFloat = 1e-15
 
 
@@ -61,6 +62,22 @@ class ScheduleSettings:
     sh_every: PositiveInt = 1000  # steps after which the next degree joins
     coarse: PositiveInt = 1  # the pictures begin downscaled by this factor, and double in size ...
     coarse_until: Share = 0.0  # ... at equal steps until this share of the training
+
+
+@spec
+class TimeSettings:
+    """How the times of a moving scene join the training.
+
+    With a window, training begins with the pictures at most `window` from the middle of the time, and widens evenly to all
+    of them at `window_until`: an object that moves further than its size is then never averaged away. `jitter` adds
+    noise to the time of every training picture, `jitter` times the mean spacing of the times (standard deviation), which
+    falls evenly to none at `jitter_until` (annealed smooth training, Deformable-3D-GS, Yang et al. 2023).
+    """
+
+    window: NonNegativeFloat = 0.0  # 0: all times from the start
+    window_until: Share = 0.5
+    jitter: NonNegativeFloat = 0.0
+    jitter_until: Share = 0.5
 
 
 @spec
@@ -92,6 +109,7 @@ class Experiment:
     initial: InitialSettings = InitialSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    time: TimeSettings = TimeSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     callbacks: Annotated[
         dict[str, Annotated[Callback, kind_in("nfc_gs.training.callbacks")]], kinds_in("nfc_gs.training.callbacks")

@@ -22,6 +22,7 @@ def first_gaussians(
     code: TargetCode,
     opacity_code: TargetCode,
     sh_degree: int,
+    motion_width: int,
     generator: Generator,
 ) -> Gaussians:
     """Round Gaussians as large as the distance to their neighbours, turned at random (Kerbl et al. 2023)."""
@@ -41,6 +42,7 @@ def first_gaussians(
         colour_logits=code.logits(points.rgb, unit=False),
         opacity_logits=opacity_code.logits(torch.full((num,), settings.opacity), unit=True),
         harmonics=torch.zeros(num, NUM_HARMONICS[sh_degree], 3),
+        motion=torch.zeros(num, motion_width),
     )
 
 

@@ -4,38 +4,49 @@ import torch
 from torch import Tensor, nn
 
 from nfc_gs.core.gaussians import Edit, Gaussians
+from nfc_gs.deformations.base import DeformationField
 from nfc_gs.training.experiment import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class GaussianOptimizer:
-    """One Adam, one parameter group for each field of the Gaussians, and one for the deformation if it has parameters."""
+    """One Adam: a parameter group for each field of the Gaussians, and the deformation's own groups, `field.<name>`."""
 
     def __init__(
-        self, gaussians: Gaussians, field: nn.Module, settings: OptimizerSettings, extent: float, steps: int
+        self, gaussians: Gaussians, field: DeformationField, settings: OptimizerSettings, extent: float, steps: int
     ) -> None:
-        self.settings, self.extent, self.steps = settings, extent, steps
+        self.settings, self.field, self.extent, self.steps = settings, field, extent, steps
         self.gaussians = gaussians.map(lambda value: nn.Parameter(value.detach().clone().contiguous()))
-        groups = [
-            {"params": [value], "lr": getattr(settings, name), "name": name} for name, value in self.gaussians.items()
+        rates = self.rates(0)
+        groups = [{"params": [value], "lr": rates[name], "name": name} for name, value in self.gaussians.items()]
+        groups += [
+            {"params": parameters, "lr": rates[f"field.{name}"], "name": f"field.{name}"}
+            for name, parameters in field.groups().items()
         ]
-        if moving := list(field.parameters()):
-            groups.append({"params": moving, "lr": settings.field, "name": "field"})
         self.adam = torch.optim.Adam(groups, eps=settings.epsilon, fused=True)
 
     def rates(self, step: int) -> dict[str, float]:
         """Learning rates for the step that follows `step` finished ones."""
-        decay = self.settings.means_final ** (step / self.steps)
-        rates = {group["name"]: group["lr"] for group in self.adam.param_groups}
-        return rates | {"means": self.settings.means * self.extent * decay}
+        progress = step / self.steps
+        settings, moving = self.settings, self.field.rates(progress)
+        decay = settings.final**progress
+        return {
+            "means": settings.means * self.extent * settings.means_final**progress,
+            "log_scales": settings.log_scales * decay,
+            "quats": settings.quats * decay,
+            "colour_logits": settings.colour_logits * decay,
+            "opacity_logits": settings.opacity_logits * decay,
+            "harmonics": settings.harmonics * decay,
+            "motion": moving.get("motion", 0.0),
+            **{f"field.{name}": moving[name] for name in self.field.groups()},
+        }
 
     def step(self, step: int) -> None:
         """One step of Adam with the rates of `step`; gradients are cleared."""
-        means_rate = self.rates(step)["means"]
+        rates = self.rates(step)
         for group in self.adam.param_groups:
-            if group["name"] == "means":
-                group["lr"] = means_rate
+            group["lr"] = rates[group["name"]]
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
 

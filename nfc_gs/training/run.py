@@ -1,12 +1,13 @@
 """A run folder: made from settings, and opened again for evaluation, rendering and export."""
 
+import logging
 import os
 import resource
 import shutil
 import signal
 import sys
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from nfc_gs.captures.photographs import PhotographStore
 from nfc_gs.config import UserError, read, validate, write
 from nfc_gs.core.scene import Scene, View
+from nfc_gs.deformations.base import Deformation
+from nfc_gs.deformations.static import Static
 from nfc_gs.evaluation import Evaluation, Lpips, contact_sheet, evaluate, metrics, render_split, write_metrics
 from nfc_gs.evaluation.pictures import write_png
 from nfc_gs.model import SplatModel
@@ -23,6 +26,8 @@ from nfc_gs.training import checkpoint
 from nfc_gs.training.experiment import Experiment
 from nfc_gs.training.initial import first_gaussians
 from nfc_gs.training.trainer import Trainer, open_session
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 LAST = Path("checkpoints/last.safetensors")
@@ -118,22 +123,47 @@ def build(experiment: Experiment) -> Trainer:
     scene = experiment.dataset.load(experiment.seed)
     generator = torch.Generator().manual_seed(experiment.seed)
     gaussians = first_gaussians(
-        scene, experiment.initial, experiment.code, experiment.opacity_code, experiment.schedule.sh_degree, generator
+        scene,
+        experiment.initial,
+        experiment.code,
+        experiment.opacity_code,
+        experiment.schedule.sh_degree,
+        experiment.deformation.width,
+        generator,
     )
     device = experiment.rasterizer.device
-    bounds = torch.stack([gaussians.means.min(0).values, gaussians.means.max(0).values])
+    bounds = scene.bounds
+    if bounds is None:
+        bounds = torch.stack([gaussians.means.min(0).values, gaussians.means.max(0).values])
+        scene = replace(scene, bounds=bounds)
+    _say_how_it_moves(scene, experiment.deformation)
     model = SplatModel(
         gaussians=gaussians.map(lambda value: value.to(device)),
         code=experiment.code,
         opacity_code=experiment.opacity_code,
         rasterizer=experiment.rasterizer,
-        field=experiment.deformation.init(bounds if scene.bounds is None else scene.bounds).to(device),
+        field=experiment.deformation.init(bounds, len(scene.times), generator).to(device),
         degree=0,
         background=scene.background,
         to_world=scene.to_world,
         extent=scene.extent,
     )
     return Trainer(experiment, scene, model)
+
+
+def _say_how_it_moves(scene: Scene, deformation: Deformation) -> None:
+    """A warning where the data and the deformation are made for different kinds of scene."""
+    moving = not isinstance(deformation, Static)
+    if moving and len(scene.times) == 1:
+        logger.warning(
+            "this scene was photographed at one time only: it is still, and deformation.kind=static would do as well"
+        )
+    if not moving and len(scene.times) > 1:
+        logger.warning(
+            "this scene was photographed at %d different times, but deformation.kind is static: what moves will be "
+            "blurred; configs/dynamic/ has settings for moving scenes",
+            len(scene.times),
+        )
 
 
 def read_settings(folder: Path) -> Experiment:

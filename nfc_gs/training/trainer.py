@@ -54,6 +54,8 @@ class Trainer:
             for kind, loss in experiment.losses.items()
             if isinstance(loss, MemoryLoss)
         }
+        self._moments = np.array([view.camera.time for view in scene.train])
+        self._middle = 0.5 * (self._moments.min() + self._moments.max())
         self.done = 0
         self.seconds = 0.0
         self.best_psnr = -float("inf")
@@ -63,7 +65,8 @@ class Trainer:
         self.photographs = PhotographStore(scene.train, int((1 - HELD_OUT_SHARE) * budget))
         self.held_out = PhotographStore(scene.test, int(HELD_OUT_SHARE * budget))
         self._milliseconds: dict[str, float] = {}
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._order: list[int] = []
+        self._epochs = 0
 
     def step(self) -> Report:
         """One view, one gradient, one step of Adam, and the change of population that is due."""
@@ -72,6 +75,7 @@ class Trainer:
         self._milliseconds = {}
         step = self.done + 1
         progress = self.done / experiment.steps
+        model.field.advance(model.gaussians, progress)
         model.degree = min(experiment.schedule.sh_degree, self.done // experiment.schedule.sh_every)
         losses = {kind: loss for kind, loss in experiment.losses.items() if loss.active(progress)}
 
@@ -84,6 +88,7 @@ class Trainer:
             target = target_of(photograph, background)
             height, width = photograph.rgb.shape[:2]
             camera = self.scene.train[number].camera.resized(width, height)
+            camera = replace(camera, time=self.jittered(camera.time, self.done))
         with self._phase("render"):
             picture = model.render(
                 camera,
@@ -94,7 +99,8 @@ class Trainer:
         self.changing = True
         with self._phase("losses"):
             comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
-            terms = {kind: loss.weight * loss(comparison) for kind, loss in losses.items()} | model.field.penalties()
+            terms = {kind: loss.weight * loss(comparison) for kind, loss in losses.items()}
+            terms |= model.field.penalties(model.gaussians, camera.time)
         total = torch.stack(list(terms.values())).sum()
         looks = total.device.type == "cpu" or step % CHECK_EVERY == 1
         if looks and not torch.isfinite(total):
@@ -177,13 +183,36 @@ class Trainer:
     def view_number(self, step: int) -> int:
         """Which training view step `step` (from 0) looks at: every view once an epoch, in an order drawn from the seed.
 
-        It depends on nothing but the seed and the step, so a resumed run sees the same views.
+        An epoch holds the views whose times are in the window at its first step. It all depends on nothing but the seed
+        and the step, so a resumed run sees the same views.
         """
-        epoch, place = divmod(step, len(self.scene.train))
-        if self._epoch != epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.experiment.seed, 0, epoch]).permutation(len(self.scene.train))
-        return int(self._order[place])
+        while len(self._order) <= step:
+            order = np.random.default_rng([self.experiment.seed, 0, self._epochs]).permutation(len(self.scene.train))
+            half = self.window(len(self._order))
+            self._order += [int(i) for i in order if abs(self._moments[i] - self._middle) <= half]
+            self._epochs += 1
+        return self._order[step]
+
+    def window(self, step: int) -> float:
+        """How far from the middle of the time a view may be to be looked at at this step."""
+        settings = self.experiment.time
+        widest = float(np.abs(self._moments - self._middle).max())
+        # The nearest view is always within.
+        narrowest = max(min(settings.window, widest), float(np.abs(self._moments - self._middle).min()))
+        share = step / self.experiment.steps
+        if settings.window == 0 or share >= settings.window_until:
+            return widest
+        return narrowest + (widest - narrowest) * share / settings.window_until
+
+    def jittered(self, time: float, step: int) -> float:
+        """The time of a training picture with this step's noise, within [0, 1]."""
+        settings, times = self.experiment.time, self.scene.times
+        share = step / self.experiment.steps
+        if settings.jitter == 0 or len(times) == 1 or share >= settings.jitter_until:
+            return time
+        spread = settings.jitter * (times[-1] - times[0]) / (len(times) - 1) * (1 - share / settings.jitter_until)
+        drawn = np.random.default_rng([self.experiment.seed, 2, step]).standard_normal()
+        return float(np.clip(time + spread * drawn, 0, 1))
 
     def background(self, step: int) -> Tensor:
         """The colour behind everything at this step, [3]."""

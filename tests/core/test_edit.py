@@ -14,6 +14,7 @@ def column(*numbers):
         colour_logits=rows[:, None, None].expand(n, 3, 2) + 0.3,
         opacity_logits=rows[:, None] + 0.4,
         harmonics=rows[:, None, None].expand(n, 8, 3) + 0.5,
+        motion=rows[:, None].expand(n, 2),
     )
 
 

@@ -27,6 +27,7 @@ def model(background=(0.0, 0.0, 0.0), count=0) -> SplatModel:
             colour_logits=torch.zeros(count + 1, 3, 1),
             opacity_logits=torch.full((count + 1, 1), float(np.log(9))),
             harmonics=torch.zeros(count + 1, 0, 3),
+            motion=torch.zeros(count + 1, 0),
         ),
         code=Identity(),
         opacity_code=Identity(),

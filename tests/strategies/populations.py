@@ -27,6 +27,7 @@ def make_population(opacities, scales=0.1, extent=1.0, seed=0):
         colour_logits=torch.randn(n, 3, 1, generator=generator),
         opacity_logits=encode(opacities),
         harmonics=torch.randn(n, 3, 3, generator=generator),
+        motion=torch.randn(n, 2, generator=generator),
     )
     return Population(gaussians=gaussians, decode_opacities=lambda: opacities, encode_opacities=encode, extent=extent)
 

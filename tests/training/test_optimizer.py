@@ -19,11 +19,12 @@ def population(num: int) -> Gaussians:
         colour_logits=torch.randn(num, 3, 2, generator=g),
         opacity_logits=torch.randn(num, 1, generator=g),
         harmonics=torch.randn(num, 3, 3, generator=g),
+        motion=torch.randn(num, 2, generator=g),
     )
 
 
 def optimizer(num: int = 5, extent: float = 2.0, steps: int = 100) -> GaussianOptimizer:
-    field = Static().init(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
+    field = Static().init(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]), 1, torch.Generator())
     return GaussianOptimizer(population(num), field, OptimizerSettings(), extent, steps)
 
 

@@ -51,6 +51,8 @@ class Writer(Listener):
         add("train/psnr", -10 * math.log10(max(float(report.squared_error), 1e-10)), step)
         for name, rate in report.rates.items():
             add(f"learning_rate/{name}", rate, step)
+        for name, value in self.session.model().field.scalars().items():
+            add(f"field/{name}", value, step)
         for phase, milliseconds in report.milliseconds.items():
             add(f"milliseconds/{phase}", milliseconds, step)
         # Not before the second time: a resumed run's seconds begin with those of earlier processes.
