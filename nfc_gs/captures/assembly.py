@@ -15,6 +15,8 @@ from nfc_gs.core.camera import Camera
 from nfc_gs.core.scene import Points, Scene, Similarity, View, camera_extent
 
 Background = Literal["white", "black", "random"]
+# A lens that leaves less than this of the straight picture is taken for a mistake in the file.
+LEAST_STRAIGHT_SHARE = 0.5
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "random": (1.0, 1.0, 1.0)}
 
 
@@ -88,7 +90,8 @@ def assemble(
     With `normalise` the training cameras' mean is the origin and their extent (`camera_extent`) is 1.
 
     Raises:
-        DatasetError: no view to train on or to judge by, or a picture that does not fit its camera.
+        DatasetError: no view to train on or to judge by, a picture that does not fit its camera, or a distortion that
+            cannot be undone within the picture.
     """
     if not train or not test:
         source = (*train, *test)[0].source
@@ -96,6 +99,7 @@ def assemble(
             f"{source}: {len(train)} views to train on and {len(test)} to judge by; both need some: set "
             "dataset.test_every to 2 or more, but to less than the number of pictures, or name the test pictures"
         )
+    _check_lenses((*train, *test))
     similarity = _similarity(train) if normalise else Similarity()
     views = tuple(capture.view(downscale, similarity) for capture in train)
     held_out = tuple(capture.view(downscale, similarity) for capture in test)
@@ -142,6 +146,16 @@ def _similarity(captures: Sequence[Capture]) -> Similarity:
     # All cameras in one place: nothing to go by, so the size stays.
     scale = float(radius) if radius > 1e-9 else 1.0
     return Similarity(scale=scale, translation=(float(middle[0]), float(middle[1]), float(middle[2])))
+
+
+def _check_lenses(captures: Sequence[Capture]) -> None:
+    for capture in {capture.lens: capture for capture in reversed(captures)}.values():
+        share = capture.lens.straight_share
+        if share < LEAST_STRAIGHT_SHARE:
+            raise DatasetError(
+                f"{capture.source}: {capture.camera_name}: its distortion ({capture.lens.distortion}) cannot be undone: "
+                f"the photograph holds {share:.0%} of the straight picture; calibrate it anew, or set it to 0"
+            )
 
 
 def _check_sizes(captures: Sequence[Capture], views: Sequence[View]) -> None:

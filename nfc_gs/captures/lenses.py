@@ -8,6 +8,9 @@ import numpy as np
 import pycolmap
 from jaxtyping import Bool, Float32
 
+# Pixels a side of the coarse map by which `Lens.straight_share` judges: enough to tell a half from a third.
+COARSE = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Undistortion:
@@ -83,6 +86,20 @@ class Lens:
         camera.rescale(width, height)
         return Lens(model=self.model, params=tuple(map(float, camera.params)), width=width, height=height)
 
+    @property
+    def straight_share(self) -> float:
+        """The part of the straight picture that the photograph holds, in [0, 1]: 1 for a straight lens."""
+        undistortion = self.resized(COARSE, COARSE).undistortion()
+        return 1.0 if undistortion is None else float(undistortion.valid.mean())
+
+    @property
+    def distortion(self) -> str:
+        """What bends the picture, as "k1=-0.1, p2=0.003"; empty for a straight lens."""
+        camera = self.camera
+        straight = {*camera.focal_length_idxs(), *camera.principal_point_idxs()}
+        named = zip(camera.params_info.split(","), self.params, strict=True)
+        return ", ".join(f"{n.strip()}={v:g}" for i, (n, v) in enumerate(named) if v and i not in straight)
+
     def undistortion(self) -> Undistortion | None:
         """The way to the straight picture of the same size, focal lengths and centre; None for a straight lens.
 
@@ -103,7 +120,7 @@ def _undistortion(lens: Lens) -> Undistortion:
     projected = np.asarray(lens.camera.img_from_cam(rays.reshape(-1, 3)))
     sources = projected.reshape(lens.height, lens.width, 2)
     columns, rows = sources[..., 0], sources[..., 1]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         valid = (columns >= 0) & (columns <= lens.width) & (rows >= 0) & (rows <= lens.height)
         # A distortion's polynomial is only meant up to where it turns back; beyond, it would show the middle once more.
         down, right = np.gradient(sources, axis=0), np.gradient(sources, axis=1)

@@ -37,13 +37,20 @@ class Frame:
             raise DatasetError(f"{self.source}: {key} of {self.name} is {value!r}; it must be a finite number")
         return float(value)
 
+    def pixels(self, key: str) -> float | None:
+        """A side of the picture, `w` or `h`, or None where it is not stated."""
+        value = self.number(key)
+        if value is not None and value < 1:
+            raise DatasetError(f"{self.source}: {key} of {self.name} is {value:g}; it must be 1 pixel or more")
+        return value
+
     def intrinsics(self, width: int, height: int) -> tuple[tuple[float, float], tuple[float, float]]:
         """Focal lengths and centre in pixels of a picture of this real size.
 
         `fl_x`, `cx`, ... are in pixels of the file's `w` x `h` where it states them, otherwise of the picture itself;
         `camera_angle_x` needs no size. Without a centre it is the middle, without `fl_y` pixels are square.
         """
-        stated = (self.number("w") or float(width), self.number("h") or float(height))
+        stated = (self.pixels("w") or float(width), self.pixels("h") or float(height))
         if not is_scaled((width, height), (round(stated[0]), round(stated[1]))):
             raise DatasetError(
                 f"{self.source}: {self.name} is said to be {stated[0]:g}x{stated[1]:g} (w, h), but the picture is "

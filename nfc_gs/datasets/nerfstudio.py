@@ -158,7 +158,7 @@ class Nerfstudio(Dataset):
 
 def _lens(frame: Frame, picture: Path) -> Lens:
     """The lens as the file states it, for pictures of the stated size, or of the picture's own where none is stated."""
-    width, height = frame.number("w"), frame.number("h")
+    width, height = frame.pixels("w"), frame.pixels("h")
     if width is None or height is None:
         header = read_header(picture)
         width, height = float(header.width), float(header.height)

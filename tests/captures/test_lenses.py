@@ -103,3 +103,20 @@ def test_unknown_models_and_wrong_counts_are_refused():
         lens("FISH", 1.0)
     with pytest.raises(ValueError, match="takes fx, fy, cx, cy"):
         lens("PINHOLE", 1.0, 1.0, 1.0)
+
+
+def test_the_straight_share_is_that_of_the_circle_up_to_where_a_polynomial_turns_back():
+    # As above: a circle of r = sqrt(1/6), 61.2 pixels; nearly all of it lies within the 120 rows, which cut two caps off.
+    radius, half = FOCAL * np.sqrt(1 / 6), HEIGHT / 2
+    cap = radius**2 * np.arccos(half / radius) - half * np.sqrt(radius**2 - half**2)
+    share = (np.pi * radius**2 - 2 * cap) / (WIDTH * HEIGHT)
+    # A border of one pixel of the coarse map: 2 pi 61 / (120 * 64).
+    assert lens("SIMPLE_RADIAL", FOCAL, *CENTRE, -2.0).straight_share == pytest.approx(share, abs=0.05)
+    assert lens("SIMPLE_RADIAL", FOCAL, *CENTRE, -0.1).straight_share == 1
+    assert lens("PINHOLE", FOCAL, FOCAL, *CENTRE).straight_share == 1
+    assert lens("SIMPLE_RADIAL", FOCAL, *CENTRE, 1e300).straight_share == 0
+
+
+def test_what_bends_a_picture_is_named_without_what_does_not():
+    assert lens("OPENCV", FOCAL, FOCAL, *CENTRE, -0.1, 0.0, 0.003, 0.0).distortion == "k1=-0.1, p1=0.003"
+    assert lens("PINHOLE", FOCAL, FOCAL, *CENTRE).distortion == ""

@@ -341,3 +341,10 @@ def test_the_foxs_points_have_the_colours_of_the_photographs(data):
     column, row = pixels.floor().long().T.numpy()
     rgb = scene.train[3].read().rgb[row, column]
     assert np.median(np.abs(rgb - colours)) < 12
+
+
+def test_a_distortion_that_cannot_be_undone_is_refused(tmp_path):
+    reconstruction = synthesize("SIMPLE_RADIAL")
+    camera = next(iter(reconstruction.cameras.values()))
+    camera.params = [*camera.params[:-1], 1e9]
+    refused(Colmap(folder=write(tmp_path, reconstruction)), r"sparse/0: camera 1: its distortion \(k=1e\+09\)")

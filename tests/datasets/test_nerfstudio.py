@@ -192,3 +192,20 @@ def test_an_angle_that_is_none_and_a_photograph_named_twice_are_refused(write):
     refused(Nerfstudio(folder=folder), "twice")
     path.write_text(json.dumps({**content, "camera_model": ["OPENCV"]}))
     refused(Nerfstudio(folder=folder), "is not among PINHOLE")
+
+
+@pytest.mark.parametrize("key", ["w", "h"])
+@pytest.mark.parametrize("value", [0, -40])
+def test_a_picture_without_pixels_is_refused(write, key, value):
+    message = rf"transforms.json: {key} of images/frame_00.png is {value}; it must be 1 pixel or more"
+    refused(Nerfstudio(folder=write(**{key: value})), message)
+
+
+@pytest.mark.parametrize("k1", [1e9, -20])
+def test_a_distortion_that_cannot_be_undone_is_refused(write, k1):
+    refused(Nerfstudio(folder=write(k1=k1)), r"transforms.json: camera: its distortion \(k1=.*\) cannot be undone")
+
+
+def test_the_frame_whose_own_lens_is_impossible_is_named(write):
+    folder = write(frame=lambda index: {"k1": 1e9, "fl_x": 50.0} if index in (3, 5) else {"k1": 0.01})
+    refused(Nerfstudio(folder=folder), "camera of images/frame_03.png: its distortion .* holds 0% of the straight")
