@@ -90,10 +90,12 @@ class SplatModel:
         planes: Mapping[str, PlaneLoss] = NO_PLANES,
         depth: bool = False,
         absgrad: bool = False,
+        step: int = 0,
     ) -> Picture:
         """What `camera` sees, over `background` [3] (default: the model's own).
 
-        `planes` are losses that want more than colour composited; each one's channels ride along in the same pass.
+        `planes` are losses that want more than colour composited; each one's channels ride along in the same pass. `step`
+        is the training step, if this is one.
         """
         device = self.gaussians.means.device
         camera = camera.to(device)
@@ -101,9 +103,11 @@ class SplatModel:
             background = torch.tensor(self.background, device=device)
         moved, base = self.at(camera.time)
         colours = harmonics.evaluate(base, moved.harmonics, moved.means, camera.position, self.degree)
-        appearance = Appearance(colours=colours, base=base, colour_logits=moved.colour_logits, code=self.code)
+        appearance = Appearance(
+            colours=colours, base=base, colour_logits=moved.colour_logits, code=self.code, step=step
+        )
         extra = {name: loss.planes(appearance) for name, loss in planes.items()}
-        behind = [loss.background(background, self.code) for loss in planes.values()]
+        behind = [loss.background(background, appearance) for loss in planes.values()]
         splats = Splats(
             means=moved.means,
             scales=moved.log_scales.exp(),

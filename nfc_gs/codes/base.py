@@ -34,6 +34,10 @@ class TargetCode(abc.ABC):
     def encode(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
         """Labels in [0, 1] of values in [0, 1] (values outside are clamped): the word, most significant bit first."""
 
+    def encode_bit(self, values: Float[Tensor, "*shape"], bit: int) -> Float[Tensor, "*shape"]:
+        """`encode`'s bit number `bit` alone."""
+        return self.encode(values)[..., bit]
+
     @abc.abstractmethod
     def words(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
         """The hard words of values in [0, 1] (others are clamped): every bit 0 or 1, however soft `encode` is."""
@@ -44,7 +48,7 @@ class TargetCode(abc.ABC):
 
     @abc.abstractmethod
     def probabilities(self, logits: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape K"]:
-        """What is composited and classified, in [0, 1] for every code but `identity`."""
+        """What is composited and classified, each from its own logit; in [0, 1] for every code but `identity`."""
 
     @abc.abstractmethod
     def values(self, logits: Float[Tensor, "*shape K"], unit: bool) -> Float[Tensor, "*shape"]:

@@ -43,6 +43,12 @@ class Thermometer(TargetCode):
         steps = torch.addmm(-thresholds, values.reshape(-1, 1), values.new_full((1, self.bits), self.bits))
         return steps.clamp_(0, 1).view(*values.shape, self.bits)
 
+    def encode_bit(self, values: Float[Tensor, "*shape"], bit: int) -> Float[Tensor, "*shape"]:
+        """How far the value is above one threshold; or, if not `soft`, whether it is."""
+        if not self.soft:
+            return (values * self.bits >= bit + 0.5).to(values.dtype)
+        return (values * self.bits - bit).clamp(0, 1)
+
     def words(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
         """One where the value is at least (j + 1/2) / bits: ones, then zeros."""
         thresholds = torch.arange(self.bits, dtype=values.dtype, device=values.device) + 0.5

@@ -20,13 +20,14 @@ class Appearance:
     """The Gaussians' values as one camera sees them, before they are composited: what extra planes are made from.
 
     `colours` decoded and shaded, not clamped above; `base` the view-independent part alone; `colour_logits` [N 3 K] and
-    `code` as in the model.
+    `code` as in the model; `step` the training step the picture is drawn for, from 1, by which losses may take turns.
     """
 
     colours: Float[Tensor, "N 3"]
     base: Float[Tensor, "N 3"]
     colour_logits: Float[Tensor, "N 3 K"]
     code: TargetCode
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class PlaneLoss(LossTerm):
         """Per-Gaussian values to composite beside the colour."""
 
     @abc.abstractmethod
-    def background(self, colour: Float[Tensor, "3"], code: TargetCode) -> Float[Tensor, " P"]:
+    def background(self, colour: Float[Tensor, "3"], appearance: Appearance) -> Float[Tensor, " P"]:
         """The same values of the background colour."""
 
 

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nfc_gs.codes.base import TargetCode
 from nfc_gs.codes.identity import Identity
 from nfc_gs.config import ConfigError, spec
 from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, cross_entropy, masked_mean
@@ -39,9 +38,9 @@ class BitBCE(PlaneLoss):
             raise ConfigError("losses.bit_bce: code identity has no bits; use code binary, gray or thermometer")
         return appearance.code.probabilities(appearance.colour_logits).flatten(1)
 
-    def background(self, colour: Float[Tensor, "3"], code: TargetCode) -> Float[Tensor, " P"]:
+    def background(self, colour: Float[Tensor, "3"], appearance: Appearance) -> Float[Tensor, " P"]:
         """The word of the background."""
-        return code.words(colour).flatten()
+        return appearance.code.words(colour).flatten()
 
     def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
         """The loss, unweighted."""

@@ -3,7 +3,6 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from nfc_gs.codes.base import TargetCode
 from nfc_gs.config import spec
 from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, masked_mean
 
@@ -24,7 +23,7 @@ class RayVariance(PlaneLoss):
         """Squared colours."""
         return appearance.colours.square()
 
-    def background(self, colour: Float[Tensor, "3"], code: TargetCode) -> Float[Tensor, " P"]:
+    def background(self, colour: Float[Tensor, "3"], appearance: Appearance) -> Float[Tensor, " P"]:
         """The background's squared colour."""
         return colour.square()
 

@@ -75,7 +75,7 @@ class Trainer:
         self._milliseconds = {}
         step = self.done + 1
         progress = self.done / experiment.steps
-        model.field.advance(model.gaussians, progress)
+        model.field.advance(model.population(), progress)
         model.degree = min(experiment.schedule.sh_degree, self.done // experiment.schedule.sh_every)
         losses = {kind: loss for kind, loss in experiment.losses.items() if loss.active(progress)}
 
@@ -95,6 +95,7 @@ class Trainer:
                 background=background,
                 planes={kind: loss for kind, loss in losses.items() if isinstance(loss, PlaneLoss)},
                 absgrad=experiment.strategy.absgrad,
+                step=step,
             )
         self.changing = True
         with self._phase("losses"):

@@ -34,10 +34,10 @@ def gatherer(weights: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     return gather
 
 
-def appearance(code: TargetCode, logits: Tensor) -> Appearance:
+def appearance(code: TargetCode, logits: Tensor, step: int = 1) -> Appearance:
     """Gaussians without view dependence."""
     base = code.values(logits, False)
-    return Appearance(colours=base.relu(), base=base, colour_logits=logits, code=code)
+    return Appearance(colours=base.relu(), base=base, colour_logits=logits, code=code, step=step)
 
 
 def comparison(rgb: Tensor, target: Tensor, mask: Tensor | None = None, code: TargetCode | None = None) -> Comparison:

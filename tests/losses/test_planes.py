@@ -27,7 +27,9 @@ BACKGROUND = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
 def drawn(loss: PlaneLoss, kind: str, code: TargetCode, logits: Tensor, target: Tensor = TARGET) -> Comparison:
     """A comparison with the planes of `loss` composited, as the model does it."""
     case = seen(code, logits, target, BACKGROUND)
-    return replace(case, planes={kind: blend(loss.planes(case.appearance), loss.background(BACKGROUND, code))})
+    return replace(
+        case, planes={kind: blend(loss.planes(case.appearance), loss.background(BACKGROUND, case.appearance))}
+    )
 
 
 def logits_of(code: TargetCode) -> Tensor:
@@ -35,11 +37,13 @@ def logits_of(code: TargetCode) -> Tensor:
 
 
 CASES = [
-    (CodeBCE(), "code_bce", Thermometer()),
-    (CodeBCE(), "code_bce", Binary(bits=3, soft=1)),
+    (CodeBCE(turns=False), "code_bce", Thermometer()),
+    (CodeBCE(turns=False), "code_bce", Binary(bits=3, soft=1)),
+    (CodeBCE(turns=False), "code_bce", Identity()),
+    (CodeBCE(), "code_bce", Thermometer(bits=3)),
     (CodeBCE(), "code_bce", Identity()),
-    (CodeBCE(code=Thermometer(bits=3)), "code_bce", Binary(bits=4)),
-    (CodeBCE(code=Identity()), "code_bce", Thermometer()),
+    (CodeBCE(code=Thermometer(bits=3), turns=False), "code_bce", Binary(bits=4)),
+    (CodeBCE(code=Identity(), turns=False), "code_bce", Thermometer()),
     (BitBCE(), "bit_bce", Binary(bits=4)),
     (BitBCE(weights="place"), "bit_bce", Gray(bits=3)),
     (RayVariance(), "ray_variance", Binary(bits=4)),
@@ -72,23 +76,45 @@ def test_code_bce_of_one_pixel_is_what_a_pencil_says() -> None:
     case = seen(Thermometer(), logits_of(Thermometer()), torch.full_like(TARGET, 0.3), BACKGROUND)
     planes = torch.tensor([0.9, 0.4, 0.2, 0.1], dtype=torch.float64).repeat(3).expand(HEIGHT, WIDTH, 12)
     chances = torch.tensor([0.9, 0.4**0.2 * 0.6**0.8, 0.8, 0.9], dtype=torch.float64)
-    loss = CodeBCE()(replace(case, planes={"code_bce": planes}))
+    loss = CodeBCE(turns=False)(replace(case, planes={"code_bce": planes}))
     torch.testing.assert_close(loss, -chances.log().mean(), **EXACT)
 
 
 def test_code_bce_of_a_code_uses_its_probabilities_and_the_code_of_the_background() -> None:
-    code, loss = Thermometer(), CodeBCE()
+    code, loss = Thermometer(), CodeBCE(turns=False)
     looks = seen(code, logits_of(code), TARGET, BACKGROUND).appearance
     torch.testing.assert_close(loss.planes(looks).view(-1, 3, 4), torch.sigmoid(looks.colour_logits), **EXACT)
     expected = [0.4, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0.6]
-    torch.testing.assert_close(loss.background(BACKGROUND, code), torch.tensor(expected).double(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(loss.background(BACKGROUND, looks), torch.tensor(expected).double(), rtol=0, atol=1e-7)
 
 
 def test_code_bce_without_a_code_is_thermometer_4_of_the_base_colours() -> None:
     code = Identity()
     looks = seen(code, logits_of(code), TARGET, BACKGROUND).appearance
-    torch.testing.assert_close(CodeBCE().planes(looks), Thermometer(bits=4).encode(looks.base).flatten(1), **EXACT)
-    assert len(CodeBCE().background(BACKGROUND, code)) == 12
+    torch.testing.assert_close(
+        CodeBCE(turns=False).planes(looks), Thermometer(bits=4).encode(looks.base).flatten(1), **EXACT
+    )
+    assert len(CodeBCE(turns=False).background(BACKGROUND, looks)) == 12
+
+
+@pytest.mark.parametrize(
+    "code", [Thermometer(bits=3), Thermometer(bits=5, soft=False), Binary(bits=4, soft=1), Identity()]
+)
+def test_bits_that_take_turns_are_the_whole_loss_in_the_mean(code: TargetCode) -> None:
+    logits = logits_of(code).requires_grad_()
+    whole = CodeBCE(turns=False)(drawn(CodeBCE(turns=False), "code_bce", code, logits))
+    width = 4 if isinstance(code, Identity) else code.width
+    loss = CodeBCE()
+    turns = []
+    for step in range(7, 7 + width):
+        case = seen(code, logits, TARGET, BACKGROUND)
+        case = replace(case, appearance=replace(case.appearance, step=step))
+        planes = blend(loss.planes(case.appearance), loss.background(BACKGROUND, case.appearance))
+        assert planes.shape[-1] == 3
+        turns.append(loss(replace(case, planes={"code_bce": planes})))
+    mean = torch.stack(turns).mean()
+    torch.testing.assert_close(mean, whole, **EXACT)
+    torch.testing.assert_close(torch.autograd.grad(mean, logits)[0], torch.autograd.grad(whole, logits)[0], **EXACT)
 
 
 def test_code_bce_rewards_agreement_along_the_ray_where_colour_sees_none() -> None:
@@ -100,7 +126,7 @@ def test_code_bce_rewards_agreement_along_the_ray_where_colour_sees_none() -> No
             seen(Thermometer(), logits_of(Thermometer()), grey, BACKGROUND),
             planes={"code_bce": codes.repeat(3).expand(HEIGHT, WIDTH, 12)},
         )
-        return CodeBCE()(case).item()
+        return CodeBCE(turns=False)(case).item()
 
     assert loss_of(0.5, 0.5) < 0.1 < loss_of(0.0, 1.0)
 
