@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from nfc_gs.core.gaussians import Gaussians
+from nfc_gs.core.gaussians import Gaussians, Population
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class DeformationField(nn.Module, abc.ABC):
         """The Gaussians at `time` in [0, 1]."""
 
     @abc.abstractmethod
-    def advance(self, gaussians: Gaussians, progress: float) -> None:
+    def advance(self, population: Population, progress: float) -> None:
         """Told before each training step what share of the training, in [0, 1), is done: this is where phases begin.
 
-        It may change buffers, and write `gaussians.motion` in place; it must come to the same state whether or not the
+        It may change buffers, and write `population.gaussians.motion` in place; it must come to the same state whether or not the
         training was interrupted in between.
         """
 

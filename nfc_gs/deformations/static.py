@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from nfc_gs.config import spec
-from nfc_gs.core.gaussians import Gaussians
+from nfc_gs.core.gaussians import Gaussians, Population
 from nfc_gs.deformations.base import Deformation, DeformationField, Moved
 
 
@@ -15,7 +15,7 @@ class Rest(DeformationField):
         """The Gaussians themselves."""
         return Moved(gaussians=gaussians)
 
-    def advance(self, gaussians: Gaussians, progress: float) -> None:
+    def advance(self, population: Population, progress: float) -> None:
         """Nothing ever begins."""
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
