@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The console script: returns the exit status, 2 for a user's mistake and 130 when interrupted or told to terminate."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # torch sees to this itself, unless it is interrupted while it is imported.
+    logging.getLogger("torch").setLevel(logging.WARNING)
     parser = make_parser()
     chosen, rest = parser.parse_known_args(arguments)
     # argparse does not take up a list of positionals again after a flag, as in `train a.yaml --overwrite steps=10`.
@@ -90,11 +93,26 @@ def make_parser() -> Parser:
     )
     evaluate.set_defaults(run=run_eval)
 
-    render = commands.add_parser("render", help="write pictures of a run's views")
+    render = commands.add_parser(
+        "render",
+        help="write pictures of a run's views, or a film of it",
+        description="Without any of --times, --time, --path, --view and --frames: one PNG for each view of the split. "
+        "With one of them: a film, to FILE.mp4, .webm or .gif, to a folder of PNGs, or to FILE.png, a sheet of some frames.",
+    )
     _add_run(render)
     render.add_argument("--split", choices=("train", "test"), default="test")
-    render.add_argument("--mode", choices=("rgb", "depth", "alpha", "error"), default="rgb")
-    render.add_argument("--output", type=Path, required=True, metavar="DIR")
+    render.add_argument(
+        "--mode", choices=("rgb", "depth", "alpha", "error", "motion", "trajectories"), default="rgb",
+        help="motion: how fast everything is; trajectories: the ways things came",
+    )  # fmt: skip
+    render.add_argument("--times", type=_times, metavar="0,0.5,1|N", help="the frames' times, or how many from 0 to 1")
+    render.add_argument("--time", type=_time, metavar="T", help="stop the time at T, from 0 to 1")
+    render.add_argument("--path", metavar="PATH", help="move the camera: orbit, spiral, interpolate or dataset")
+    render.add_argument("--view", metavar="NAME", help="stop the camera where this photograph was taken")
+    render.add_argument("--frames", type=_number, metavar="N", help="how many frames (default: four seconds)")
+    render.add_argument("--fps", type=_rate, default=30.0, metavar="N", help="frames a second of a film (default: 30)")
+    render.add_argument("--size", type=_size, metavar="WxH", help="of the pictures (default: the photographs')")
+    render.add_argument("--output", type=Path, required=True, metavar="DIR|FILE")
     render.set_defaults(run=run_render)
 
     export = commands.add_parser("export", help="write a run as a file that viewers read")
@@ -118,6 +136,54 @@ def make_parser() -> Parser:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder, as runs/fox")
     parser.add_argument("--best", action="store_true", help="the checkpoint best on the held-out views, not the last")
+
+
+def _time(text: str) -> float:
+    """A time from 0 to 1."""
+    try:
+        time = float(text)
+    except ValueError:
+        time = math.nan
+    if not 0 <= time <= 1:  # not for NaN either
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: the first moment is 0 and the last is 1")
+    return time
+
+
+def _times(text: str) -> tuple[float, ...] | int:
+    """Times, or from 2 on a number of them."""
+    if text.isdecimal() and int(text) > 1:
+        return int(text)
+    times = tuple(_time(part.strip()) for part in text.split(","))
+    twice = [time for i, time in enumerate(times) if time in times[:i]]
+    if twice:
+        raise argparse.ArgumentTypeError(f"the time {twice[0]:g} is named twice")
+    return times
+
+
+def _number(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of frames: a whole number from 1 on")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    """Frames a second."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0.1 <= rate <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of frames a second from 0.1 to 1000")
+    return rate
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height."""
+    width, x, height = text.partition("x")
+    if not (width.isdecimal() and x and height.isdecimal() and 16 <= int(width) <= 8192 and 16 <= int(height) <= 8192):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size as 640x480, with sides from 16 to 8192")
+    return int(width), int(height)
 
 
 def run_train(chosen: argparse.Namespace) -> None:
@@ -178,11 +244,30 @@ def run_eval(chosen: argparse.Namespace) -> None:
 
 
 def run_render(chosen: argparse.Namespace) -> None:
-    """Writes pictures."""
+    """Writes pictures or a film."""
+    wishes = (chosen.times, chosen.time, chosen.path, chosen.view, chosen.frames, chosen.size)
+    plain = all(wish is None for wish in wishes) and chosen.mode not in ("motion", "trajectories")
+
     from nfc_gs.training import run
 
-    paths = run.draw(run.open_run(chosen.folder, chosen.best), chosen.split, chosen.mode, chosen.output)
-    print(f"{len(paths)} pictures written to {chosen.output}")
+    if plain and chosen.output.suffix.lower() not in (".mp4", ".webm", ".gif", ".png"):
+        paths = run.draw(run.open_run(chosen.folder, chosen.best), chosen.split, chosen.mode, chosen.output)
+        print(f"{len(paths)} pictures written to {chosen.output}")
+        return
+
+    from nfc_gs.evaluation.shots import Film
+
+    film = Film(
+        times=chosen.times,
+        time=chosen.time,
+        path=chosen.path,
+        view=chosen.view,
+        split=chosen.split,
+        num_frames=chosen.frames,
+        fps=chosen.fps,
+        size=chosen.size,
+    )
+    print(run.film(run.open_run(chosen.folder, chosen.best), film, chosen.mode, chosen.output))
 
 
 def run_export(chosen: argparse.Namespace) -> None:
