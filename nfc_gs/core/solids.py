@@ -5,8 +5,8 @@ surface alone, the same from everywhere; all arrays are float32, colours are sRG
 """
 
 import abc
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -236,6 +236,56 @@ class Disc(Solid):
         return np.zeros(3, dtype=np.float32), 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Carried(Solid):
+    """A solid carried from where it rests: x goes to `rotation` x + `translation`; its pattern goes with it."""
+
+    rest: Solid
+    rotation: Float32[np.ndarray, "3 3"]
+    translation: Float32[np.ndarray, "3"]
+    pattern: Pattern = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pattern", self.rest.pattern)
+
+    def to_rest(self, points: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
+        """Where points of the world were when the solid rested."""
+        return (points - self.translation) @ self.rotation
+
+    def from_rest(self, points: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
+        """The inverse of `to_rest`."""
+        return points @ self.rotation.T + self.translation
+
+    def distances(
+        self, origin: Float32[np.ndarray, "3"], directions: Float32[np.ndarray, "N 3"]
+    ) -> Float32[np.ndarray, " N"]:
+        """Those of the ray carried back; rigid motions keep distances."""
+        return self.rest.distances(self.to_rest(origin[None])[0], directions @ self.rotation)
+
+    def normals(self, points: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
+        """Those at rest, turned."""
+        return self.rest.normals(self.to_rest(points)) @ self.rotation.T
+
+    def own(self, points: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
+        """The resting solid's own."""
+        return self.rest.own(self.to_rest(points))
+
+    def sample(self, num: int, generator: np.random.Generator) -> Float32[np.ndarray, "num 3"]:
+        """Those of the resting solid, carried: the same generator gives the same places on the surface."""
+        return self.from_rest(self.rest.sample(num, generator))
+
+    @property
+    def area(self) -> float:
+        """The resting solid's."""
+        return self.rest.area
+
+    @property
+    def ball(self) -> tuple[Float32[np.ndarray, "3"], float]:
+        """The resting solid's, carried."""
+        centre, radius = self.rest.ball
+        return self.from_rest(centre[None])[0], radius
+
+
 def surface_colours(
     solids: Sequence[Solid], which: int, points: Float32[np.ndarray, "N 3"]
 ) -> Float32[np.ndarray, "N 3"]:
@@ -270,6 +320,10 @@ def surface_colours(
     return np.sqrt(painted * painted * light[:, None])
 
 
+# The colours of one of the solids at points of its surface.
+Colours = Callable[[Sequence[Solid], int, np.ndarray], np.ndarray]
+
+
 def sky(directions: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
     """A bright horizon and a blue zenith; dusk below."""
     height = directions[:, 2:3]
@@ -280,17 +334,21 @@ def sky(directions: Float32[np.ndarray, "N 3"]) -> Float32[np.ndarray, "N 3"]:
 
 
 def trace(
-    solids: Sequence[Solid], camera: Camera, supersample: int
+    solids: Sequence[Solid], camera: Camera, supersample: int, colours: Colours = surface_colours
 ) -> tuple[Float32[np.ndarray, "H W 3"], Float32[np.ndarray, "H W"]]:
-    """The picture a camera takes: colours premultiplied by coverage, and the coverage; `supersample`^2 rays a pixel."""
+    """The picture a camera takes: colours premultiplied by coverage, and the coverage; `supersample`^2 rays a pixel.
+
+    Args:
+        colours: what colour `solids[which]` has at points of its surface, as `surface_colours` says it.
+    """
     width, height = camera.width * supersample, camera.height * supersample
     columns = (np.arange(width, dtype=np.float32) + 0.5) / supersample
     rows = (np.arange(height, dtype=np.float32) + 0.5) / supersample
     directions = _directions(camera, columns, rows)
     origin = camera.position.numpy().astype(np.float32)
-    colours, met = _look(solids, origin, directions)
+    seen, met = _look(solids, origin, directions, colours)
     blocks = (camera.height, supersample, camera.width, supersample)
-    return colours.reshape(*blocks, 3).mean(axis=(1, 3)), met.reshape(blocks).mean(axis=(1, 3), dtype=np.float32)
+    return seen.reshape(*blocks, 3).mean(axis=(1, 3)), met.reshape(blocks).mean(axis=(1, 3), dtype=np.float32)
 
 
 def trace_sky(camera: Camera) -> Float32[np.ndarray, "H W 3"]:
@@ -339,7 +397,10 @@ def _directions(camera: Camera, columns: np.ndarray, rows: np.ndarray) -> Float3
 
 
 def _look(
-    solids: Sequence[Solid], origin: Float32[np.ndarray, "3"], directions: Float32[np.ndarray, "N 3"]
+    solids: Sequence[Solid],
+    origin: Float32[np.ndarray, "3"],
+    directions: Float32[np.ndarray, "N 3"],
+    colours: Colours,
 ) -> tuple[Float32[np.ndarray, "N 3"], np.ndarray]:
     """The colour each ray meets, black where it meets nothing, and whether it meets anything."""
     nearest = np.full(len(directions), np.inf, dtype=np.float32)
@@ -349,12 +410,12 @@ def _look(
         nearer = distance < nearest
         nearest[nearer] = distance[nearer]
         which[nearer] = index
-    colours = np.zeros((len(directions), 3), dtype=np.float32)
+    seen = np.zeros((len(directions), 3), dtype=np.float32)
     for index in range(len(solids)):
         rays = np.flatnonzero(which == index)
         points = origin + nearest[rays, None] * directions[rays]
-        colours[rays] = surface_colours(solids, index, points)
-    return colours, which >= 0
+        seen[rays] = colours(solids, index, points)
+    return seen, which >= 0
 
 
 def _vector(values: Sequence[float]) -> Float32[np.ndarray, "3"]:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from nfc_gs.core.camera import Camera
-from nfc_gs.core.solids import Box, Disc, Pattern, Sphere, look_at, sample_surfaces, surface_colours, trace
+from nfc_gs.core.solids import Box, Carried, Disc, Pattern, Sphere, look_at, sample_surfaces, surface_colours, trace
 
 # Distances of about 5 in float32, through a square root.
 TOLERANCE = 1e-5
@@ -109,3 +109,40 @@ def test_more_points_fall_on_larger_surfaces():
     assert (points[:, 0] < 2.5).mean() == pytest.approx(0.8, abs=0.025)
     assert colours.min() >= 0
     assert colours.max() <= 1
+
+
+def test_a_box_carried_by_a_turn_is_the_turned_box():
+    angle, place = 0.7, (0.3, -0.2, 0.4)
+    half = (0.5, 0.3, 0.4)
+    resting = Box(centre=(0.0, 0.0, 0.0), half=half, turn=0.0, pattern=PLAIN)
+    c, s = np.cos(angle), np.sin(angle)
+    rotation = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], dtype=np.float32)
+    carried = Carried(rest=resting, rotation=rotation, translation=np.array(place, dtype=np.float32))
+    turned = Box(centre=place, half=half, turn=angle, pattern=PLAIN)
+    directions = np.random.default_rng(0).normal(size=(500, 3))
+    directions = (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32)
+    origin = np.array([0.3, -0.2, 2.0], dtype=np.float32)
+    distances = turned.distances(origin, directions)
+    assert np.isfinite(distances).sum() > 10
+    met = np.isfinite(distances) & np.isfinite(carried.distances(origin, directions))
+    # A ray along an edge may miss one of the two.
+    assert (met == np.isfinite(distances)).mean() > 0.99
+    assert carried.distances(origin, directions)[met] == pytest.approx(distances[met], abs=TOLERANCE)
+    points = origin + distances[met, None] * directions[met]
+    assert carried.normals(points) == pytest.approx(turned.normals(points), abs=TOLERANCE)
+    assert carried.own(points) == pytest.approx(turned.own(points), abs=TOLERANCE)
+    assert carried.ball[0] == pytest.approx(turned.ball[0])
+    assert carried.from_rest(carried.to_rest(points)) == pytest.approx(points, abs=TOLERANCE)
+
+
+def test_a_picture_may_be_painted_otherwise():
+    sphere = Sphere(centre=(0.0, 0.0, 0.0), radius=0.5, pattern=PLAIN)
+    camera = Camera(
+        world_to_camera=look_at(np.array([0.0, -3.0, 0.0]), np.zeros(3)),
+        focal=(8.0, 8.0),
+        centre=(4.0, 4.0),
+        width=8,
+        height=8,
+    )
+    seen, coverage = trace([sphere], camera, 2, lambda solids, which, points: np.full_like(points, 0.25))
+    assert seen == pytest.approx(np.repeat(0.25 * coverage[..., None], 3, axis=2))
