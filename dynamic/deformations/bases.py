@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dynamic.deformations.schedule import waking_rates
 from dynamic.kernels import skinning as kernels
 from nfc_gs.config import NonNegativeFloat, PositiveFloat, PositiveInt, Share, spec
 from nfc_gs.core.gaussians import Gaussians, Population
@@ -108,12 +109,8 @@ class Skeleton(DeformationField):
     def rates(self, progress: float) -> dict[str, float]:
         """Both fall exponentially from the end of the warm-up on, after an even rise."""
         settings = self.settings
-        since = progress - settings.warm_up
-        if since < 0:
-            return {"splines": 0.0, "motion": 0.0}
-        rise = min(1.0, since / settings.rise) if settings.rise > 0 else 1.0
-        factor = rise * settings.rate_final ** (since / (1 - settings.warm_up))
-        return {"splines": settings.rate * factor, "motion": settings.weights_rate * factor}
+        rates = {"splines": settings.rate, "motion": settings.weights_rate}
+        return waking_rates(rates, progress, settings.warm_up, settings.rate_final, settings.rise)
 
     def penalties(self, gaussians: Gaussians, time: float) -> dict[str, Tensor]:
         """See `Bases`."""
