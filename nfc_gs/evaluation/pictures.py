@@ -55,23 +55,40 @@ def write_png(picture: UInt8[np.ndarray, "H W *channels"], path: Path) -> None:
         raise PictureError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def colour_depth(depth: Float[Tensor, "H W"], alpha: Float[Tensor, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+def nearness_range(depth: Float[Tensor, "H W"], alpha: Float[Tensor, "H W"]) -> tuple[float, float]:
+    """From the 2nd to the 98th percentile of a picture's inverse depths where something is; (0, 0) where nothing is."""
+    nearness, covered = _nearness(depth, alpha)
+    if not covered.any():
+        return 0.0, 0.0
+    low, high = np.quantile(nearness[covered].cpu().numpy(), DEPTH_RANGE)
+    return float(low), float(high)
+
+
+def colour_depth(
+    depth: Float[Tensor, "H W"], alpha: Float[Tensor, "H W"], limits: tuple[float, float] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
     """The expected depth as colours, near yellow and far dark; black where nothing is.
 
-    The range is this picture's own: from its 2nd to its 98th percentile of inverse depth, so near things differ most.
+    Colours are even in inverse depth, so near things differ most.
 
     Args:
         depth: alpha-weighted sums of depths, as `Rendering.depth`.
         alpha: the opacity accumulated, in [0, 1].
+        limits: the inverse depths shown darkest and brightest; None: this picture's own `nearness_range`.
     """
-    covered = (alpha > COVERED) & (depth > 0)
-    nearness = torch.where(covered, alpha / depth.clamp(min=1e-12), 0.0)
-    if not covered.any():
-        return np.zeros((*depth.shape, 3), dtype=np.uint8)
-    low, high = np.quantile(nearness[covered].cpu().numpy(), DEPTH_RANGE)
-    grey = to_bytes((nearness - float(low)) / max(float(high - low), 1e-12))
+    nearness, covered = _nearness(depth, alpha)
+    low, high = nearness_range(depth, alpha) if limits is None else limits
+    grey = to_bytes((nearness - low) / max(high - low, 1e-12))
     coloured = cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     return np.where(covered.cpu().numpy()[..., None], coloured, np.uint8(0))
+
+
+def _nearness(
+    depth: Float[Tensor, "H W"], alpha: Float[Tensor, "H W"]
+) -> tuple[Float[Tensor, "H W"], Bool[Tensor, "H W"]]:
+    """Inverse expected depths, 0 where nothing is, and where something is."""
+    covered = (alpha > COVERED) & (depth > 0)
+    return torch.where(covered, alpha / depth.clamp(min=1e-12), 0.0), covered
 
 
 def colour_error(

@@ -21,6 +21,7 @@ from nfc_gs.deformations.base import Deformation
 from nfc_gs.deformations.static import Static
 from nfc_gs.evaluation import Evaluation, Lpips, contact_sheet, evaluate, metrics, render_split, write_metrics
 from nfc_gs.evaluation.pictures import write_png
+from nfc_gs.evaluation.shots import Film, shoot
 from nfc_gs.model import SplatModel
 from nfc_gs.training import checkpoint
 from nfc_gs.training.experiment import Experiment
@@ -202,6 +203,11 @@ def draw(run: Run, split: str, mode: str, folder: Path) -> list[Path]:
     views = scene.train if split == "train" else scene.test
     with _photographs(run, views) as photographs:
         return render_split(run.model, views, photographs.get, mode, folder)
+
+
+def film(run: Run, wish: Film, mode: str, output: Path) -> str:
+    """Writes a film, or its frames; returns one line for the user. See `nfc_gs.evaluation.shots`."""
+    return shoot(wish, _scene(run), run.model, mode, output)
 
 
 def _scene(run: Run) -> Scene:
