@@ -151,12 +151,14 @@ class Trainer:
             while self.done < self.experiment.steps:
                 with held_back():
                     report = self.step()
-                if self._evaluation_due():
-                    evaluation = self.evaluate()
-                    report = replace(report, evaluation=evaluation)
-                with held_back():
-                    if report.evaluation is not None:
-                        self.best_psnr = max(self.best_psnr, report.evaluation.psnr)
+                    if self._evaluation_due():
+                        # Broken off in here, the run goes back to its last checkpoint, or it would lack this look for
+                        # good; only the last one of all is made up for when the run is resumed.
+                        self.changing = self.done < self.experiment.steps
+                        evaluation = self.evaluate()
+                        self.changing = False
+                        self.best_psnr = max(self.best_psnr, evaluation.psnr)
+                        report = replace(report, evaluation=evaluation)
                     for listener in listeners:
                         listener.hear(report)
             end = "finished"

@@ -121,6 +121,34 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, strategy, tmp_path, m
         torch.testing.assert_close(one[name], other[name], **EXACT)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_that_was_interrupted_while_it_was_evaluated_equals_an_uninterrupted_one(times, tmp_path, monkeypatch):
+    from nfc_gs.training.trainer import Trainer
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(whole) == 0
+
+    evaluate = Trainer.evaluate
+
+    def interrupted(self):
+        # Once lets the evaluation end; twice breaks it off.
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", interrupted)
+    assert train(broken) == 130
+    assert read_record(broken / "checkpoints/last.safetensors")["step"] == (30 if times == 1 else 20)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    assert nfc_gs("train", "--resume", broken) == 0
+    for name in ("last", "best"):
+        path = f"checkpoints/{name}.safetensors"
+        one, other = read_record(whole / path), read_record(broken / path)
+        assert (one["step"], one["best_psnr"]) == (other["step"], other["best_psnr"])
+        for field, value in load_file(whole / path).items():
+            torch.testing.assert_close(value, load_file(broken / path)[field], **EXACT)
+
+
 def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
     folder = tmp_path / "killed"
     command = [
