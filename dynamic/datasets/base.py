@@ -63,11 +63,14 @@ class Shot:
     camera_to_world: Float64[np.ndarray, "4 4"]
 
 
-def check_shots(source: Path, shots: Sequence[Shot], several_cameras: bool | None) -> None:
+def check_shots(source: Path, shots: Sequence[Shot], several_cameras: bool | None, remedy: str) -> None:
     """Refuses times outside [0, 1], a picture named twice, and times that repeat where they contradict.
 
     Two pictures of one time and one pose contradict each other. Two poses at one time are two cameras, unless this is
     the clip of one camera: with `several_cameras` None, a clip most of whose times occur once is taken for one.
+
+    Args:
+        remedy: what to do about times that one camera cannot have taken, in words for the message.
 
     Raises:
         DatasetError: naming `source`, the file that states the times.
@@ -99,7 +102,7 @@ def check_shots(source: Path, shots: Sequence[Shot], several_cameras: bool | Non
         if len(group) > 1 and one_camera:
             raise DatasetError(
                 f"{source}: {group[0].name} and {group[1].name} have the same time {time:g}, which one camera cannot "
-                f"take ({alone} of {len(together)} times occur once); correct it, or set dataset.several_cameras=true"
+                f"take ({alone} of {len(together)} times occur once); {remedy}"
             )
 
 

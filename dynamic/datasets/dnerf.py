@@ -85,7 +85,8 @@ class DNerf(MovingScene):
             for frame, time in zip(frames, times, strict=True)
         ]
         # Test cameras may stand wherever, at the same times as each other.
-        check_shots(path, shots, self.several_cameras if split == "train" else True)
+        several = self.several_cameras if split == "train" else True
+        check_shots(path, shots, several, remedy="correct it, or set dataset.several_cameras=true")
         return {shot.name: shot.time for shot in shots}
 
     def _check_pictures(self, path: Path, frames: list[Frame]) -> None:
