@@ -254,30 +254,33 @@ class _Skin(torch.autograd.Function):
         count, num_bones = logits.shape
         threads = torch.get_num_threads()
         inputs = tuple(map(_array, (logits, bones, means, quats)))
-        weights = np.empty((count, keep), np.float32)
-        chosen = np.empty((count if keep < num_bones else 0, keep), np.int32)
+        weights = np.empty((count, kernels.padded(keep)), np.float32)
+        chosen = np.empty((count if keep < num_bones else 0, keep), np.int64)
         moved, turned = np.empty((count, 3), np.float32), np.empty((count, 4), np.float32)
         share(
-            lambda number: kernels.forward(*part(count, number, threads), *inputs, chosen, weights, moved, turned),
+            lambda number: kernels.forward(
+                *part(count, number, threads), *inputs, keep, chosen, weights, moved, turned
+            ),
             threads,
         )
-        ctx.saved = (*inputs[1:], chosen, weights)
+        ctx.saved = (*inputs[1:], keep, chosen, weights)
         return torch.from_numpy(moved), torch.from_numpy(turned)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, by_moved, by_turned):
-        bones, weights = ctx.saved[0], ctx.saved[-1]
-        count, num_bones = len(weights), len(bones)
-        threads = torch.get_num_threads()
+        bones, *others = ctx.saved
+        count, num_bones, threads = len(by_moved), len(bones), torch.get_num_threads()
+        columns = np.zeros((kernels.NUMBERS, kernels.padded(num_bones)), np.float32)
+        columns[:, :num_bones] = bones.T
         by_logits = np.zeros((count, num_bones), np.float32)
         by_means, by_quats = np.empty((count, 3), np.float32), np.empty((count, 4), np.float32)
         # One sum for each thread, added up in the order of the threads.
         by_bones = np.zeros((threads, *bones.shape), np.float32)
-        incoming = (_array(by_moved), _array(by_turned))
+        saved, incoming = (bones, columns, *others), (_array(by_moved), _array(by_turned))
         share(
             lambda number: kernels.backward(
-                *part(count, number, threads), *ctx.saved, *incoming, by_logits, by_bones[number], by_means, by_quats
+                *part(count, number, threads), *saved, *incoming, by_logits, by_bones[number], by_means, by_quats
             ),
             threads,
         )
