@@ -24,6 +24,7 @@ FAMILIES = (
     "nfc_gs.training.callbacks",
     "dynamic.deformations",
     "dynamic.datasets",
+    "dynamic.exporters",
 )
 
 
@@ -118,7 +119,15 @@ def make_parser() -> Parser:
     export = commands.add_parser("export", help="write a run as a file that viewers read")
     _add_run(export)
     export.add_argument("--kind", default="ply", help="see `nfc-gs kinds exporters`")
-    export.add_argument("--output", type=Path, required=True, metavar="FILE")
+    export.add_argument("--output", type=Path, required=True, metavar="FILE|DIR")
+    # The settings asked for most have flags of their own.
+    for name, meaning in (
+        ("fps", "frames a second"),
+        ("frames", "how many frames"),
+        ("time", "the moment of a moving run, from 0 to 1"),
+        ("form", "how kind dynamic.exporters.motion writes motion: splines, chunks or bones"),
+    ):
+        export.add_argument(f"--{name}", metavar=name.upper(), help=f"the setting {name}=: {meaning}")
     export.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="the exporter's settings, as sh_degree=0")
     export.set_defaults(run=run_export)
 
@@ -275,8 +284,10 @@ def run_export(chosen: argparse.Namespace) -> None:
     from nfc_gs.config import read, validate_kind
     from nfc_gs.training import run
 
-    exporter = validate_kind("nfc_gs.exporters", {"kind": chosen.kind, **read([], chosen.settings)}, "export")
-    print(exporter.write(run.open_run(chosen.folder, chosen.best).model, chosen.output))
+    flags = [f"{name}={value}" for name in ("fps", "frames", "time", "form") if (value := getattr(chosen, name))]
+    settings = {"kind": chosen.kind.replace("-", "_"), **read([], [*flags, *chosen.settings])}
+    exporter = validate_kind("nfc_gs.exporters", settings, "export")
+    print(run.export(run.open_run(chosen.folder, chosen.best), exporter, chosen.output))
 
 
 def run_kinds(chosen: argparse.Namespace) -> None:

@@ -4,8 +4,10 @@ A standard PLY holds a trained picture exactly because bits replace only the con
 colour becomes `f_dc`, the view-dependent harmonics are kept as they are, the decoded opacity becomes its logit.
 """
 
+import logging
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +19,14 @@ from torch import Tensor
 from nfc_gs import __version__
 from nfc_gs.codes.identity import SH_C0, Identity
 from nfc_gs.config import Share, spec
+from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Gaussians
 from nfc_gs.deformations.static import Rest
-from nfc_gs.exporters.base import Exporter, FileError
+from nfc_gs.exporters.base import Exporter, FileError, no_cameras
 from nfc_gs.model import SplatModel
 from nfc_gs.rasterizers.base import Rasterizer
+
+logger = logging.getLogger(__name__)
 
 # Opacities are kept this far from 0 and 1, where their logits would be infinite; far below what a pixel shows.
 OPACITY_MARGIN = 1e-6
@@ -41,20 +46,26 @@ class Ply(Exporter):
 
     `sh_degree` keeps only the harmonics up to it (None: all in use); `bits` adds the codes' logits as columns
     `colour_logit_{channel}_{bit}` and `opacity_logit_{bit}`, which viewers ignore; `time` is the moment, in [0, 1], at
-    which a moving scene is written.
+    which a moving scene is written; null writes its canonical Gaussians, which were never seen by themselves.
     """
 
     sh_degree: Literal[0, 1, 2, 3] | None = None
     bits: bool = False
-    time: Share = 0.0
+    time: Share | None = 0.0
 
     @property
     def suffix(self) -> str:
         """`.ply`."""
         return ".ply"
 
-    def write(self, model: SplatModel, path: Path) -> str:
+    def write(self, model: SplatModel, path: Path, cameras: Callable[[], Sequence[Camera]] = no_cameras) -> str:
         """Writes the model in the coordinates of the input data, orientations of unit length; see the base class."""
+        if self.time is None and not isinstance(model.field, Rest):
+            logger.warning(
+                "%s: the canonical Gaussians of a moving scene alone look blurred or torn; kind ply_sequence and kind "
+                "dynamic.exporters.motion hold the motion too",
+                path,
+            )
         degree = model.degree if self.sh_degree is None else min(self.sh_degree, model.degree)
         columns = _columns(model, degree, self.time, self.bits)
         count = len(columns["x"])
@@ -77,13 +88,16 @@ class Ply(Exporter):
         what = f"{path}: {count} Gaussians, SH degree {degree}, {path.stat().st_size / 1e6:.1f} MB"
         if self.sh_degree is not None and self.sh_degree > degree:
             what += f" (sh_degree {self.sh_degree} was asked for; the model has no more)"
+        if self.time is not None and not isinstance(model.field, Rest):
+            what += f"; a moving scene's one moment t = {self.time:g} (all of it: --kind ply-sequence)"
         return what
 
 
-def _columns(model: SplatModel, degree: int, time: float, bits: bool) -> dict[str, np.ndarray]:
+def _columns(model: SplatModel, degree: int, time: float | None, bits: bool) -> dict[str, np.ndarray]:
     """The file's columns by name, in the order of the file, finite or not."""
     with torch.no_grad():
-        moved, base = model.at(time)
+        canonical = model.gaussians, model.code.values(model.gaussians.colour_logits, unit=False)
+        moved, base = canonical if time is None else model.at(time)
         gaussians, colours = moved.map(lambda tensor: tensor.detach().cpu()), base.cpu().double()
         opacities = model.opacity_code.values(gaussians.opacity_logits, unit=True).double()
     # All coefficients of red, then those of green, then of blue.

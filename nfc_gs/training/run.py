@@ -22,6 +22,7 @@ from nfc_gs.deformations.static import Static
 from nfc_gs.evaluation import Evaluation, Lpips, contact_sheet, evaluate, metrics, render_split, write_metrics
 from nfc_gs.evaluation.pictures import write_png
 from nfc_gs.evaluation.shots import Film, shoot
+from nfc_gs.exporters.base import Exporter
 from nfc_gs.model import SplatModel
 from nfc_gs.training import checkpoint
 from nfc_gs.training.experiment import Experiment
@@ -203,6 +204,11 @@ def draw(run: Run, split: str, mode: str, folder: Path) -> list[Path]:
     views = scene.train if split == "train" else scene.test
     with _photographs(run, views) as photographs:
         return render_split(run.model, views, photographs.get, mode, folder)
+
+
+def export(run: Run, exporter: Exporter, path: Path) -> str:
+    """Writes a run as another program's file; returns one line for the user."""
+    return exporter.write(run.model, path, lambda: [view.camera for view in _scene(run).train])
 
 
 def film(run: Run, wish: Film, mode: str, output: Path) -> str:

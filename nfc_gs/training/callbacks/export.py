@@ -22,9 +22,9 @@ class AtTheEnd(Listener):
         if end == "finished":
             folder = self.session.folder / "exports"
             folder.mkdir(exist_ok=True)
-            print(
-                self.exporter.write(self.session.model(), folder / f"{self.session.folder.name}{self.exporter.suffix}")
-            )
+            path = folder / f"{self.session.folder.name}{self.exporter.suffix}"
+            views = self.session.scene.train
+            print(self.exporter.write(self.session.model(), path, lambda: [view.camera for view in views]))
 
 
 @spec

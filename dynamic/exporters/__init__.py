@@ -1,0 +1,1 @@
+"""Moving runs, as other programs' files."""
