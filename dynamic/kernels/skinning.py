@@ -13,6 +13,8 @@ from numba import float32, njit
 from nfc_gs.kernels.simd import (
     LANES,
     add,
+    at_least,
+    bits,
     broadcast,
     exp2,
     fill,
@@ -40,21 +42,23 @@ def padded(count: int) -> int:
 
 
 @njit(**_SETTINGS)
-def _choose(logits, i, keep, chosen, heights):
+def _choose(logits, i, keep, chosen, heights, row):
     """The columns of the `keep` largest logits of row i, largest first; of equal ones the first column wins."""
-    filled = 0
     for m in range(logits.shape[1]):
-        height = logits[i, m]
-        if filled == keep and not height > heights[keep - 1]:
-            continue
-        rank = filled if filled < keep else keep - 1
-        filled = min(filled + 1, keep)
-        while rank > 0 and height > heights[rank - 1]:
-            heights[rank] = heights[rank - 1]
-            chosen[i, rank] = chosen[i, rank - 1]
-            rank -= 1
+        row[m] = logits[i, m]
+    for rank in range(keep):
+        top = load(row, 0)
+        for m in range(LANES, len(row), LANES):
+            top = maximum(top, load(row, m))
+        height = largest(top)
+        column = 0
+        while column + LANES < len(row) and not bits(at_least(load(row, column), fill(height))):
+            column += LANES
+        while row[column] < height:
+            column += 1
         heights[rank] = height
-        chosen[i, rank] = m
+        chosen[i, rank] = column
+        row[column] = _NOTHING
 
 
 @njit(**_SETTINGS)
@@ -107,13 +111,14 @@ def forward(first, last, logits, bones, means, quats, keep, chosen, weights, mov
     """
     length = weights.shape[1]
     heights = np.full(length, _NOTHING)
+    row = np.full(-(-logits.shape[1] // LANES) * LANES, _NOTHING)
     scratch, blend = np.empty(LANES, np.float32), np.empty(NUMBERS, np.float32)
     for i in range(first, last):
         if len(chosen) == 0:
             for m in range(keep):
                 heights[m] = logits[i, m]
         else:
-            _choose(logits, i, keep, chosen, heights)
+            _choose(logits, i, keep, chosen, heights, row)
         _soften(heights, weights, i * length, scratch)
         _blend(weights, i * length, keep, chosen, bones, i, blend)
         x, y, z = means[i, 0], means[i, 1], means[i, 2]
