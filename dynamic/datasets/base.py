@@ -7,18 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+import torch
+from jaxtyping import Float, Float64
 
 from nfc_gs.config import PositiveInt, spec
-from nfc_gs.core.scene import Scene, View
+from nfc_gs.core.scene import Points, Scene, View
 from nfc_gs.datasets.base import Dataset, DatasetError
 
-__all__ = ["DatasetError", "MovingScene", "Shot", "check_shots"]
+__all__ = ["DatasetError", "MovingScene", "Shot", "at_time", "bounding_box", "check_shots"]
 
 # Of the stream of random numbers that a run's seed starts: the order of the shuffled times.
 SHUFFLE_STREAM = 41
 # Two poses closer than this, in every entry of their matrices, are one pose; files state six digits or more.
 SAME_POSE = 1e-6
+# The box of the subject holds the points between these shares of each coordinate, and a margin: stray points of
+# structure from motion would else blow it up.
+LOW, HIGH, MARGIN = 0.01, 0.99, 0.1
 
 
 @spec
@@ -109,3 +113,10 @@ def check_shots(source: Path, shots: Sequence[Shot], several_cameras: bool | Non
 def at_time(view: View, time: float) -> View:
     """The same view, said to have been taken at another time."""
     return replace(view, camera=replace(view.camera, time=time))
+
+
+def bounding_box(points: Points) -> Float[torch.Tensor, "2 3"]:
+    """The box [min, max] that holds all but a few stray points."""
+    low, high = (torch.from_numpy(np.quantile(points.xyz.numpy(), share, axis=0)) for share in (LOW, HIGH))
+    margin = MARGIN * (high - low)
+    return torch.stack([low - margin, high + margin]).float()

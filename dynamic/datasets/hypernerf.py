@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from dynamic.datasets.base import DatasetError, MovingScene, Shot, check_shots
+from dynamic.datasets.base import DatasetError, MovingScene, Shot, bounding_box, check_shots
 from nfc_gs.captures.assembly import BACKGROUNDS, LEAST_STRAIGHT_SHARE, Background, Capture
 from nfc_gs.captures.lenses import Lens
 from nfc_gs.captures.pictures import find_picture, read_header
@@ -21,9 +21,6 @@ from nfc_gs.core.scene import Points, Scene, Similarity, camera_extent
 EVERY, JUDGED = 4, 2
 # A skew below this many pixels, across the whole picture, is rounding.
 SKEW_TOLERANCE = 0.05
-# The box of the subject holds the points between these shares of each coordinate, and a margin: stray points of
-# structure from motion would else blow it up.
-LOW, HIGH, MARGIN = 0.01, 0.99, 0.1
 
 
 @spec
@@ -32,8 +29,8 @@ class HyperNerf(MovingScene):
 
     Pictures come from `rgb/<f>x`, where f is `downscale` or else its largest divisor that is there, and are averaged
     down by the rest. Times are `time_id`, or `warp_id` in older files, over the largest of them. `val_ids` judge; where
-    there are none, of every four ids the first trains and the third judges, and the other two are left out.
-    `dataset.json` may thus hold fewer pictures than the folder. Training happens in `scene.json`'s scaled coordinates.
+    there are none, of every four ids the first trains and the third judges, and the other two are left out. Training
+    happens in `scene.json`'s scaled coordinates.
     """
 
     folder: Folder
@@ -61,7 +58,7 @@ class HyperNerf(MovingScene):
             extent=camera_extent(train),
             background=BACKGROUNDS[self.background],
             random_background=self.background == "random",
-            bounds=_box(points) if points is not None else None,
+            bounds=bounding_box(points) if points is not None else None,
             to_world=similarity,
         )
 
@@ -246,13 +243,6 @@ def _lens(path: Path, content: dict[str, Any]) -> Lens:
             "of the straight one; calibrate it anew, or set it to 0"
         )
     return lens
-
-
-def _box(points: Points) -> torch.Tensor:
-    """The box [min, max] that holds most of the points."""
-    low, high = (torch.from_numpy(np.quantile(points.xyz.numpy(), share, axis=0)) for share in (LOW, HIGH))
-    margin = MARGIN * (high - low)
-    return torch.stack([low - margin, high + margin]).float()
 
 
 Spec = HyperNerf

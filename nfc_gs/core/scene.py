@@ -25,8 +25,9 @@ class Photograph:
 
     @property
     def bytes(self) -> int:
-        """The memory it takes."""
-        return sum(a.nbytes for a in (self.rgb, self.alpha, self.mask) if a is not None)
+        """The memory it takes: what is mapped from a file takes none, as the system may drop it when memory is short."""
+        arrays = (self.rgb, self.alpha, self.mask)
+        return sum(a.nbytes for a in arrays if a is not None and not isinstance(a, np.memmap))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,7 +110,7 @@ def test_points_are_seen_where_the_format_says(write, downscale):
 
 
 def test_bent_pictures_are_straightened_to_the_pinhole(write):
-    point = np.add(CENTRE, [1.9, -0.8, 0.3])
+    point = np.add(CENTRE, [2.8, 0.9, 0.3])
 
     def paint(camera, pixels):
         column, row = (math.floor(number) for number in project(camera, point))
