@@ -223,7 +223,7 @@ class HexPlanes(Deformation):
     spread: Share = 0.5
     width_of_network: PositiveInt = 64
     depth: NonNegativeInt = 0
-    head_width: NonNegativeInt = 64
+    head_width: NonNegativeInt = 32
     residuals: Residuals = Residuals()
     warm_up: Share = 0.15
     planes_rate: PositiveFloat = 1e-2
