@@ -1,5 +1,6 @@
 """Neural 3D Video's layout: poses_bounds.npy beside one video, or one folder of frames, for each of several cameras."""
 
+import os
 import re
 import tempfile
 import threading
@@ -339,6 +340,8 @@ class Video:
         return develop(np.ascontiguousarray(frame[..., ::-1]), size=self._target).rgb
 
     def _capture(self) -> cv2.VideoCapture:
+        # FFmpeg would add lines of its own to ours; read by OpenCV when it opens its first video (-8 is silence).
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         capture = cv2.VideoCapture(str(self.path))
         if not capture.isOpened():
             raise DatasetError(f"{self.path}: is no video that can be decoded; restore it, or encode it anew")
