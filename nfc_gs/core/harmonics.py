@@ -25,13 +25,15 @@ def evaluate(
         harmonics: coefficients of degree 1 and up; L = 0, 3, 8 or 15.
         means: where the Gaussians are, in world units.
         position: where the camera is.
-        degree: the highest degree to use, at most what L holds; higher coefficients are ignored and get zero gradient.
+        degree: the highest degree to use, at most what L holds; higher coefficients are ignored and get zero gradient, or
+            none at degree 0.
     """
     held = {0: 0, 3: 1, 8: 2, 15: 3}[harmonics.shape[1]]
     assert 0 <= degree <= held, f"harmonics of degree {degree} asked of coefficients up to degree {held}"
-    if held == 0:
+    if degree == 0:
+        # The coefficients get no gradient at all, rather than zeros that an optimizer would work through.
         return base.relu()
-    if base.device.type == "cpu" and base.dtype == torch.float32 and degree > 0:
+    if base.device.type == "cpu" and base.dtype == torch.float32:
         return _Harmonics.apply(base, harmonics, means, position, degree)
     return evaluate_plain(base, harmonics, means, position, degree)
 
