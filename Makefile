@@ -12,8 +12,10 @@ demo: $(STAMP)
 	$(BIN)/nfc-gs train configs/toy.yaml name=demo --overwrite
 	$(BIN)/nfc-gs eval $(DEMO)
 	$(BIN)/nfc-gs render $(DEMO) --split test --output $(DEMO)/renders
+	$(BIN)/nfc-gs export $(DEMO) --output $(DEMO)/exports/demo_playcanvas.ply widen=1.02
 	@echo
-	@echo "The scene:          $(DEMO)/exports/demo.ply   (drop it into https://superspl.at/editor or any other splat viewer)"
+	@echo "The scene:          $(DEMO)/exports/demo.ply   (drop it into a splat viewer)"
+	@echo "  for PlayCanvas:   $(DEMO)/exports/demo_playcanvas.ply   (as https://superspl.at/editor; see docs/viewers.md)"
 	@echo "Held-out pictures:  $(DEMO)/contact_sheet.png  (photograph | render | error)"
 	@echo "The numbers:        $(DEMO)/metrics.json"
 	@echo "Watch a training:   $(BIN)/tensorboard --logdir runs"

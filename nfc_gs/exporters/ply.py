@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nfc_gs import __version__
 from nfc_gs.codes.identity import SH_C0, Identity
-from nfc_gs.config import Share, spec
+from nfc_gs.config import PositiveFloat, Share, spec
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Gaussians
 from nfc_gs.deformations.static import Rest
@@ -46,12 +46,15 @@ class Ply(Exporter):
 
     `sh_degree` keeps only the harmonics up to it (None: all in use); `bits` adds the codes' logits as columns
     `colour_logit_{channel}_{bit}` and `opacity_logit_{bit}`, which viewers ignore; `time` is the moment, in [0, 1], at
-    which a moving scene is written; null writes its canonical Gaussians, which were never seen by themselves.
+    which a moving scene is written; null writes its canonical Gaussians, which were never seen by themselves. `widen`
+    multiplies the standard deviations in the file, for viewers that draw splats narrower than 3DGS does: 1.02 to 1.04 for
+    PlayCanvas and SuperSplat (docs/viewers.md); 1 writes the numbers that were trained.
     """
 
     sh_degree: Literal[0, 1, 2, 3] | None = None
     bits: bool = False
     time: Share | None = 0.0
+    widen: PositiveFloat = 1.0
 
     @property
     def suffix(self) -> str:
@@ -67,7 +70,7 @@ class Ply(Exporter):
                 path,
             )
         degree = model.degree if self.sh_degree is None else min(self.sh_degree, model.degree)
-        columns = _columns(model, degree, self.time, self.bits)
+        columns = _columns(model, degree, self.time, self.bits, self.widen)
         count = len(columns["x"])
         if count == 0:
             raise FileError(f"{path}: not written: the model holds no Gaussians")
@@ -93,7 +96,7 @@ class Ply(Exporter):
         return what
 
 
-def _columns(model: SplatModel, degree: int, time: float | None, bits: bool) -> dict[str, np.ndarray]:
+def _columns(model: SplatModel, degree: int, time: float | None, bits: bool, widen: float) -> dict[str, np.ndarray]:
     """The file's columns by name, in the order of the file, finite or not."""
     with torch.no_grad():
         canonical = model.gaussians, model.code.values(model.gaussians.colour_logits, unit=False)
@@ -112,7 +115,7 @@ def _columns(model: SplatModel, degree: int, time: float | None, bits: bool) -> 
         (COLOUR, (colours - 0.5) / SH_C0),
         (tuple(f"f_rest_{i}" for i in range(harmonics.shape[1])), harmonics),
         (("opacity",), torch.logit(opacities, eps=OPACITY_MARGIN)[:, None]),
-        (SCALE, gaussians.log_scales.double() + np.log(model.to_world.scale)),
+        (SCALE, gaussians.log_scales.double() + np.log(model.to_world.scale * widen)),
         (ROTATION, quats),
     ]
     if bits:

@@ -175,6 +175,15 @@ def test_fewer_harmonics_can_be_asked_for(tmp_path):
     assert not any(n.startswith("f_rest") for n in PlyData.read(str(tmp_path / "model.ply"))["vertex"].data.dtype.names)
 
 
+def test_splats_can_be_widened_for_viewers_that_draw_them_narrower(tmp_path):
+    Ply().write(model(), tmp_path / "exact.ply")
+    Ply(widen=1.04).write(model(), tmp_path / "wide.ply")
+    exact, wide = (PlyData.read(tmp_path / f"{name}.ply")["vertex"].data for name in ("exact", "wide"))
+    for name in exact.dtype.names:
+        by = np.log(1.04) if name.startswith("scale_") else 0.0
+        np.testing.assert_allclose(wide[name], exact[name] + by, rtol=0, atol=1e-6)  # float32 numbers of size 3
+
+
 def test_extreme_numbers_stay_finite_and_drawable(tmp_path):
     scene = model(count=4)
     scene.gaussians.opacity_logits[:] = torch.tensor([-1000.0, 1000.0, 100.0, 0.0])[:, None]
