@@ -1,4 +1,4 @@
-"""nfc-gs train | eval | render | export | kinds | doctor: parses, calls, prints. Everything heavy is imported when it is needed."""
+"""nfc-gs train | eval | render | export | kinds | doctor | bench: parses, calls, prints; imports what is heavy late."""
 
 import argparse
 import logging
@@ -139,6 +139,28 @@ def make_parser() -> Parser:
         "doctor", help="say which backend will be used and why, and how to mend what is missing"
     )
     doctor.set_defaults(run=run_doctor)
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure what a training step costs on this machine, part by part",
+        description="Measures every combination of splats, pixels and threads: a training step by its parts, and in turn "
+        "with it the rasterization alone, of each number of channels. Comma-separated lists, no spaces.",
+    )
+    bench.add_argument("--splats", type=_whole_numbers, metavar="N,...", help="(default: 5000,50000,200000)")
+    bench.add_argument(
+        "--pixels", type=_sizes, metavar="N|WxH,...", help="sides of the picture (default: 100,200,400,800)"
+    )
+    bench.add_argument("--channels", type=_whole_numbers, default=(3, 24), metavar="N,...", help="(default: 3,24)")
+    bench.add_argument("--threads", type=_threads, default="1,all", metavar="N|all,...", help="(default: 1,all)")
+    bench.add_argument("--method", choices=("regression", "nfc"), default="regression")
+    bench.add_argument("--rasterizer", choices=("auto", "cpu", "gsplat"), default="auto")
+    bench.add_argument(
+        "--scene", type=Path, metavar="FILE", help="a real load: a PLY of nfc-gs, or the npz of gsplat's tests"
+    )
+    bench.add_argument("--repeats", type=_whole_number, default=7, metavar="N", help="(default: 7)")
+    bench.add_argument("--seed", type=_seed, default=0, metavar="N", help="of everything that is random (default: 0)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there as well")
+    bench.set_defaults(run=run_bench)
     return parser
 
 
@@ -193,6 +215,38 @@ def _size(text: str) -> tuple[int, int]:
     if not (width.isdecimal() and x and height.isdecimal() and 16 <= int(width) <= 8192 and 16 <= int(height) <= 8192):
         raise argparse.ArgumentTypeError(f"{text!r} is no size as 640x480, with sides from 16 to 8192")
     return int(width), int(height)
+
+
+def _whole_number(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    """A whole number from 0 on."""
+    return 0 if text == "0" else _whole_number(text)
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    """Different whole numbers from 1 on."""
+    return tuple(dict.fromkeys(_whole_number(part) for part in text.split(",")))
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """Widths and heights, 400 being 400x400."""
+    sizes = [part.split("x") for part in text.split(",")]
+    if any(len(size) > 2 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} holds what is neither a side, as 400, nor a size, as 1600x1200")
+    return tuple(dict.fromkeys((_whole_number(size[0]), _whole_number(size[-1])) for size in sizes))
+
+
+def _threads(text: str) -> tuple[int, ...]:
+    """Different numbers of threads; `all` are the cores this process may use."""
+    # Only Linux says which these are.
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return tuple(dict.fromkeys(cores if part == "all" else _whole_number(part) for part in text.split(",")))
 
 
 def run_train(chosen: argparse.Namespace) -> None:
@@ -320,6 +374,24 @@ def run_doctor(chosen: argparse.Namespace) -> None:
         print(line)
     for name, use in (("NFC_GS_DATA", "configs/static/{fox,lego}.yaml"), ("NFC_GS_LPIPS", "LPIPS")):
         print(f"{name}: {os.environ.get(name, f'not set (needed by {use} only)')}")
+
+
+def run_bench(chosen: argparse.Namespace) -> None:
+    """Measures and prints."""
+    from nfc_gs import benchmarks
+
+    plan = benchmarks.Plan(
+        splats=chosen.splats,
+        sizes=chosen.pixels,
+        channels=chosen.channels,
+        threads=chosen.threads,
+        method=chosen.method,
+        rasterizer=chosen.rasterizer,
+        scene=chosen.scene,
+        repeats=chosen.repeats,
+        seed=chosen.seed,
+    )
+    benchmarks.run(plan, chosen.json)
 
 
 if __name__ == "__main__":

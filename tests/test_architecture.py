@@ -47,7 +47,7 @@ def test_the_program_answers_help_without_importing_torch():
 def test_the_commands_in_the_readme_are_ones_the_program_has():
     text = (REPOSITORY / "README.md").read_text()
     commands = set(re.findall(r"^(?:\.venv/bin/)?nfc-gs (\w+)", text, flags=re.MULTILINE))
-    assert commands and commands <= {"train", "eval", "render", "export", "kinds", "doctor"}
+    assert commands and commands <= {"train", "eval", "render", "export", "kinds", "doctor", "bench"}
     for path in re.findall(r"configs/[\w/]+\.yaml", text):
         assert (REPOSITORY / path).is_file(), path
 

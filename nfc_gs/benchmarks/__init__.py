@@ -1,0 +1,5 @@
+"""What a training step costs on this machine, part by part: `nfc-gs bench`."""
+
+from nfc_gs.benchmarks.run import Plan, run
+
+__all__ = ["Plan", "run"]
