@@ -312,7 +312,7 @@ class Bases(Deformation):
 
     bones: PositiveInt = 64
     times_per_knot: tuple[PositiveFloat, ...] = (16, 8, 4, 2)
-    warm_up: Share = 0.15
+    warm_up: Share = 0.05
     keep: PositiveInt = 4
     sparse_from: Share = 0.5
     reach: PositiveFloat = 0.7

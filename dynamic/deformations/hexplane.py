@@ -225,7 +225,7 @@ class HexPlanes(Deformation):
     depth: NonNegativeInt = 0
     head_width: NonNegativeInt = 32
     residuals: Residuals = Residuals()
-    warm_up: Share = 0.15
+    warm_up: Share = 0.05
     planes_rate: PositiveFloat = 1e-2
     network_rate: PositiveFloat = 2e-3
     rate_final: PositiveFloat = 0.05

@@ -123,7 +123,7 @@ class Mlp(Deformation):
     position_frequencies: NonNegativeInt = 6
     time_frequencies: NonNegativeInt = 6
     residuals: Residuals = Residuals()
-    warm_up: Share = 0.15
+    warm_up: Share = 0.05
     rate: PositiveFloat = 2e-3
     rate_final: PositiveFloat = 0.05
     rise: Share = 0.005

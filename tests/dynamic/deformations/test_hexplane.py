@@ -70,11 +70,11 @@ def test_time_uses_the_whole_plane() -> None:
 def test_the_field_is_the_identity_at_birth_and_untouched_in_the_warm_up() -> None:
     field = SMALL.init(BOUNDS, NUM_TIMES, torch.Generator().manual_seed(0))
     some = gaussians(50, 0)
-    field.advance(population(some), 0.1)
+    field.advance(population(some), 0.04)
     assert field(some, 0.4).gaussians is some
     assert field.penalties(some, 0.4) == {}
-    assert field.rates(0.1) == {"planes": 0.0, "network": 0.0}
-    field.advance(population(some), 0.15)
+    assert field.rates(0.04) == {"planes": 0.0, "network": 0.0}
+    field.advance(population(some), 0.05)
     for (name, got), (_, wanted) in zip(field(some, 0.4).gaussians.items(), some.items(), strict=True):
         assert torch.equal(got, wanted), name
 

@@ -39,11 +39,11 @@ def test_the_encoding_is_sines_and_cosines_of_doubled_angles() -> None:
 def test_the_field_is_the_identity_at_birth_and_untouched_in_the_warm_up() -> None:
     field = SMALL.init(BOUNDS, NUM_TIMES, torch.Generator().manual_seed(0))
     some = gaussians(50, 0)
-    field.advance(population(some), 0.1)
+    field.advance(population(some), 0.04)
     assert field(some, 0.4).gaussians is some
-    assert field.rates(0.1) == {"network": 0.0}
+    assert field.rates(0.04) == {"network": 0.0}
     assert field.rates(1.0)["network"] == pytest.approx(1e-4)
-    field.advance(population(some), 0.15)
+    field.advance(population(some), 0.05)
     for (name, got), (_, wanted) in zip(field(some, 0.4).gaussians.items(), some.items(), strict=True):
         assert torch.equal(got, wanted), name
 
