@@ -9,11 +9,13 @@ Rows of weights are as long as whole vectors of `LANES` numbers (`padded`); what
 
 import numpy as np
 from numba import float32, njit
+from numba.cpython.unsafe.numbers import trailing_zeros
 
 from nfc_gs.kernels.simd import (
     LANES,
     add,
     at_least,
+    below,
     bits,
     broadcast,
     exp2,
@@ -23,6 +25,7 @@ from nfc_gs.kernels.simd import (
     load,
     maximum,
     multiply,
+    select,
     store,
     subtract,
 )
@@ -43,20 +46,41 @@ def padded(count: int) -> int:
 
 @njit(**_SETTINGS)
 def _choose(logits, i, keep, chosen, heights, row):
-    """The columns of the `keep` largest logits of row i, largest first; of equal ones the first column wins."""
+    """The columns of the `keep` largest logits of row i; of equal ones the first columns win."""
     for m in range(logits.shape[1]):
         row[m] = logits[i, m]
+    # The last of the `keep` largest different heights: each the largest of those below the one before.
+    nothing = fill(_NOTHING)
+    bar = float32(0)
     for rank in range(keep):
-        top = load(row, 0)
-        for m in range(LANES, len(row), LANES):
-            top = maximum(top, load(row, m))
-        height = largest(top)
+        top = nothing
+        for m in range(0, len(row), LANES):
+            lanes = load(row, m)
+            top = maximum(top, lanes if rank == 0 else select(below(lanes, fill(bar)), lanes, nothing))
+        bar = largest(top)
+    found = 0
+    for m in range(0, len(row), LANES):
+        mask = bits(at_least(load(row, m), fill(bar)))
+        while mask:
+            if found == keep:
+                _choose_slowly(i, keep, chosen, heights, row)
+                return
+            column = m + trailing_zeros(mask)
+            mask &= mask - np.uint32(1)
+            heights[found] = row[column]
+            chosen[i, found] = column
+            found += 1
+
+
+@njit(**_SETTINGS)
+def _choose_slowly(i, keep, chosen, heights, row):
+    """The same where some logits are equal; `row` is used up."""
+    for rank in range(keep):
         column = 0
-        while column + LANES < len(row) and not bits(at_least(load(row, column), fill(height))):
-            column += LANES
-        while row[column] < height:
-            column += 1
-        heights[rank] = height
+        for m in range(1, len(row)):
+            if row[m] > row[column]:
+                column = m
+        heights[rank] = row[column]
         chosen[i, rank] = column
         row[column] = _NOTHING
 

@@ -52,6 +52,17 @@ def test_the_compiled_skinning_and_its_gradients_equal_plain_torch_in_float64(ke
         torch.testing.assert_close(got.grad.double(), wanted.grad, **SUMMED)
 
 
+def test_of_equal_logits_as_many_bones_as_asked_are_kept() -> None:
+    logits = torch.zeros(2, 20)
+    logits[1, [3, 17, 5]] = torch.tensor([2.0, 2.0, 1.0])
+    bones = random_bones(20).float()
+    means, _ = skin(logits, bones, torch.ones(2, 3), torch.ones(2, 4), 4)
+    # By hand: the first four of twenty equal ones; then the two largest, the third, and the first of the seventeen zeros.
+    for row, kept in ((0, [0, 1, 2, 3]), (1, [3, 17, 5, 0])):
+        blend = logits[row, kept].softmax(0) @ bones[kept]
+        torch.testing.assert_close(means[row], blend[:9].reshape(3, 3) @ torch.ones(3) + blend[9:12], **CLOSE)
+
+
 def test_plain_skinning_has_the_gradients_of_finite_differences() -> None:
     some = gaussians(5, 6).map(torch.Tensor.double)
     logits = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
