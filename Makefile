@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
+MOVING := runs/demo_moving
 
 .PHONY: demo test lint types contracts pytest clean
 
@@ -13,10 +14,13 @@ demo: $(STAMP)
 	$(BIN)/nfc-gs eval $(DEMO)
 	$(BIN)/nfc-gs render $(DEMO) --split test --output $(DEMO)/renders
 	$(BIN)/nfc-gs export $(DEMO) --output $(DEMO)/exports/demo_playcanvas.ply widen=1.02
+	$(BIN)/nfc-gs train configs/dynamic/toy.yaml name=demo_moving --overwrite
+	$(BIN)/nfc-gs render $(MOVING) --path orbit --frames 40 --fps 20 --size 160x160 --output $(MOVING)/moving.gif
 	@echo
 	@echo "The scene:          $(DEMO)/exports/demo.ply   (drop it into a splat viewer)"
 	@echo "  for PlayCanvas:   $(DEMO)/exports/demo_playcanvas.ply   (as https://superspl.at/editor; see docs/viewers.md)"
 	@echo "Held-out pictures:  $(DEMO)/contact_sheet.png  (photograph | render | error)"
+	@echo "A moving scene:     $(MOVING)/moving.gif       (a turning arm, as the camera moves)"
 	@echo "The numbers:        $(DEMO)/metrics.json"
 	@echo "Watch a training:   $(BIN)/tensorboard --logdir runs"
 	@echo "Your own pictures:  $(BIN)/nfc-gs train configs/static/colmap.yaml dataset.folder=PATH name=mine"

@@ -34,9 +34,10 @@ class MetricsError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One held-out view: PSNR in dB, SSIM, LPIPS by network (None where not computed), seconds of the render."""
+    """One held-out view: its time, PSNR in dB, SSIM, LPIPS by network (None where not computed), seconds of the render."""
 
     name: str
+    time: float
     width: int
     height: int
     psnr: float
@@ -136,6 +137,7 @@ def evaluate(
         scores.append(
             Score(
                 name=view.name,
+                time=view.camera.time,
                 width=view.camera.width,
                 height=view.camera.height,
                 psnr=float(psnr(render, photograph, target.mask)),
@@ -187,6 +189,7 @@ def metrics(
         "lpips_reason": evaluation.lpips_reason,
         "num_gaussians": len(model.gaussians),
         "num_test_views": len(evaluation.scores),
+        "num_times": len({score.time for score in evaluation.scores}),
         "steps": steps,
         "train_seconds": train_seconds,
         "seconds_per_frame": evaluation.seconds_per_frame,

@@ -36,6 +36,15 @@ def speeds(model: SplatModel, time: float) -> Float[Tensor, " N"]:
     return moved.norm(dim=1) / (after - before)
 
 
+@torch.no_grad()
+def mean_displacement(model: SplatModel, time: float) -> float:
+    """How far opaque Gaussians are, on average, from where they are at time 0, in world units."""
+    seen = model.opacities() > OPAQUE
+    if not seen.any():
+        return 0.0
+    return float((model.at(time)[0].means - model.at(0.0)[0].means).norm(dim=1)[seen].mean())
+
+
 def top_speed(model: SplatModel) -> float:
     """The speed that heat maps show brightest, the same for all pictures of a model; 0 for a still one."""
     seen = model.opacities() > OPAQUE
@@ -47,8 +56,8 @@ def top_speed(model: SplatModel) -> float:
 
 @torch.no_grad()
 def draw_speeds(model: SplatModel, camera: Camera, top: float) -> UInt8[np.ndarray, "H W 3"]:
-    """The Gaussians' speeds composited as a heat map over the dimmed grey picture: black at rest, yellow at `top`."""
-    picture = model.render(camera)
+    """The Gaussians' speeds composited as a heat map over the dimmed grey picture: grey at rest, yellow at `top`."""
+    picture = model.render(camera, background=torch.zeros_like(model.gaussians.means[0]))
     values = speeds(model, camera.time)[:, None] / (top if top > 0 else 1.0)
     heat = model.rasterizer(
         replace(picture.splats, values=values), camera.to(values.device), values.new_zeros(1)
@@ -86,7 +95,7 @@ class Trails:
     @torch.no_grad()
     def draw(self, camera: Camera) -> UInt8[np.ndarray, "H W 3"]:
         """The dimmed grey picture with the trails over it, fading into the past; what is in front hides none of them."""
-        picture = self.model.render(camera)
+        picture = self.model.render(camera, background=torch.zeros_like(self.model.gaussians.means[0]))
         canvas = np.ascontiguousarray(np.repeat(_dimmed(picture.rgb), 3, axis=2).round().astype(np.uint8))
         times = [max(camera.time - TRAIL_TIME * i / TRAIL_PIECES, 0.0) for i in range(TRAIL_PIECES + 1)]
         here = camera.to(self.chosen.device)

@@ -19,6 +19,8 @@ from nfc_gs.core.rig import Rig, look_at
 
 # Cameras that leave a wider gap than this around their subject have not been all around it.
 GAP = 2 * math.pi / 3
+# Cameras lie all around when their directions from what they look at cancel to less than this share.
+SURROUNDED = 0.5
 SPIRAL_TURNS = 2
 # A spiral leaves its camera by at most this share of the distance to what it looks at.
 SPIRAL_REACH = 0.25
@@ -79,11 +81,18 @@ def _arc(angles: torch.Tensor) -> tuple[float, float]:
 def spiral(cameras: Sequence[Camera], rig: Rig, num_frames: int) -> list[Camera]:
     """Small loops about the capture's middle camera that keep looking at the same point (as LLFF's films do).
 
+    The middle one is the nearest to the mean of all, or in a capture from all around the one of median height.
     They reach as far as nine in ten cameras lie from the middle one, but at most a quarter of the distance to what is
     looked at, so that a capture from all around is shown from one side.
     """
     positions = torch.stack([camera.position for camera in cameras]).double().cpu()
-    middle = cameras[int((positions - positions.mean(0)).norm(dim=1).argmin())]
+    heights = (positions - rig.target) @ rig.up
+    level = positions - rig.target - heights[:, None] * rig.up
+    if level.mean(0).norm() < SURROUNDED * level.norm(dim=1).mean():
+        # The camera nearest to the mean of a dome would be the one at its top.
+        middle = cameras[int((heights - heights.median()).abs().argmin())]
+    else:
+        middle = cameras[int((positions - positions.mean(0)).norm(dim=1).argmin())]
     axes = middle.world_to_camera[:3, :3].double().cpu()
     position = middle.position.double().cpu()
     limit = SPIRAL_REACH * (rig.target - position).norm()

@@ -43,12 +43,13 @@ class RunError(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run, read back: its settings, its model, and the record of its checkpoint."""
+    """A trained run, read back: its settings, its model, the record of its checkpoint, and which one that is."""
 
     folder: Path
     experiment: Experiment
     model: SplatModel
     record: dict[str, Any]
+    best: bool
 
 
 def use_threads(threads: int) -> None:
@@ -112,7 +113,7 @@ def train(trainer: Trainer, folder: Path) -> Evaluation | None:
             shutil.rmtree(folder)
         raise
     if evaluation is not None:
-        _record(folder, trainer.model, evaluation, trainer.done, trainer.seconds)
+        _record(folder, trainer.model, evaluation, trainer.done, trainer.seconds, best=False)
     elif not (folder / METRICS).exists():
         # All steps were done before, but the last look at the held-out views was interrupted.
         measure(open_run(folder), lpips=None)
@@ -122,7 +123,7 @@ def train(trainer: Trainer, folder: Path) -> Evaluation | None:
 def build(experiment: Experiment) -> Trainer:
     """Data, first Gaussians, model and trainer, all from the settings and the seed."""
     use_threads(experiment.threads)
-    scene = experiment.dataset.load(experiment.seed)
+    scene = experiment.degradation(experiment.dataset.load(experiment.seed), experiment.seed)
     generator = torch.Generator().manual_seed(experiment.seed)
     gaussians = first_gaussians(
         scene,
@@ -184,7 +185,7 @@ def open_run(folder: Path, best: bool = False) -> Run:
     experiment = read_settings(folder)
     use_threads(experiment.threads)
     model, record = checkpoint.load_model(experiment, folder / (BEST if best else LAST))
-    return Run(folder.absolute(), experiment, model, record)
+    return Run(folder.absolute(), experiment, model, record, best)
 
 
 def measure(run: Run, lpips: Path | None) -> tuple[dict[str, Any], Path]:
@@ -195,7 +196,7 @@ def measure(run: Run, lpips: Path | None) -> tuple[dict[str, Any], Path]:
         evaluation = evaluate(
             run.model, scene.test, photographs.get, lpips=networks, keep=run.experiment.evaluation.pictures
         )
-    return _record(run.folder, run.model, evaluation, run.record["step"], run.record["seconds"])
+    return _record(run.folder, run.model, evaluation, run.record["step"], run.record["seconds"], run.best)
 
 
 def draw(run: Run, split: str, mode: str, folder: Path) -> list[Path]:
@@ -226,7 +227,7 @@ def _photographs(run: Run, views: tuple[View, ...]) -> AbstractContextManager[Ph
 
 
 def _record(
-    folder: Path, model: SplatModel, evaluation: Evaluation, steps: int, seconds: float
+    folder: Path, model: SplatModel, evaluation: Evaluation, steps: int, seconds: float, best: bool
 ) -> tuple[dict[str, Any], Path]:
     """Writes metrics.json, and a sheet of some views to look at."""
     record = metrics(
@@ -237,6 +238,8 @@ def _record(
         train_seconds=seconds,
         num_bytes=sum(value.nbytes for _, value in model.gaussians.items()),
     )
+    # Numbers of a checkpoint that was chosen on these very views must not pass for those of the last one.
+    record["checkpoint"] = "best on these views" if best else "last"
     # What the process took at its largest, on Linux in kilobytes, on macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     record["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

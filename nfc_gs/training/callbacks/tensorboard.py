@@ -1,7 +1,9 @@
 """Writes what happens to TensorBoard, from the first step."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -9,10 +11,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.config import NonNegativeInt, PositiveInt, spec
+from nfc_gs.deformations.static import Rest
+from nfc_gs.evaluation.motion import draw_speeds, mean_displacement, speeds, top_speed
+from nfc_gs.evaluation.pictures import to_bytes
 from nfc_gs.training.callbacks.base import Callback, End, Listener, Report, Session
 
 # A bit is called confident in the histograms by how far its probability is from one half: 2 |p - 1/2|, in [0, 1].
 HISTOGRAM_SAMPLE = 20_000
+# A moving scene is shown at these times, always from the first held-out view, beside the heat map of its speeds.
+SLICES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Writer(Listener):
@@ -96,7 +103,24 @@ class Writer(Listener):
         if accuracies:
             for bit, accuracy in enumerate(torch.stack(accuracies).mean(0)):
                 self.writer.add_scalar(f"bit_accuracy/{bit}", float(accuracy), step)
+        if not isinstance(self.session.model().field, Rest):
+            self._motion(step)
         self.writer.flush()
+
+    @torch.no_grad()
+    def _motion(self, step: int) -> None:
+        """What moves: the same times from the same place at every evaluation, and how far and how fast everything goes."""
+        model, scene = self.session.model(), self.session.scene
+        camera = (scene.test or scene.train)[0].camera
+        top = top_speed(model)
+        self.writer.add_scalar("motion/top_speed", top, step)
+        rows = []
+        for time in SLICES:
+            self.writer.add_scalar(f"motion/displacement_at_{time:g}", mean_displacement(model, time), step)
+            self.writer.add_scalar(f"motion/speed_at_{time:g}", float(speeds(model, time).mean()), step)
+            seen = replace(camera, time=time)
+            rows.append(np.concatenate([to_bytes(model.render(seen).rgb), draw_speeds(model, seen, top)]))
+        self.writer.add_image("motion/slices_and_speeds", np.concatenate(rows, axis=1), step, dataformats="HWC")
 
 
 def bit_accuracy(code: TargetCode, render: Tensor, target: Tensor) -> Tensor:
