@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
+from nfc_gs.captures.degradation import Degradation
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.codes.identity import Identity
 from nfc_gs.config import (
@@ -100,6 +101,7 @@ class Experiment:
     threads: NonNegativeInt = 0  # 0: all cores
     photographs_gb: NonNegativeFloat = 4.0  # memory for decoded photographs; what does not fit goes to a temporary file
     dataset: Annotated[Dataset, kind_in("nfc_gs.datasets")]
+    degradation: Degradation = Degradation()
     code: Annotated[TargetCode, kind_in("nfc_gs.codes")] = Identity()
     opacity_code: Annotated[TargetCode, kind_in("nfc_gs.codes")] = Identity()
     rasterizer: Annotated[Rasterizer, kind_in("nfc_gs.rasterizers")]
