@@ -91,7 +91,9 @@ class Degradation:
         words = np.floor(np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
         if self.jpeg:
             _, data = cv2.imencode(".jpg", words[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.jpeg])
-            words = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+            decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+            assert decoded is not None, "what was encoded a line ago can be decoded"
+            words = np.ascontiguousarray(decoded[..., ::-1])
         return words
 
 
