@@ -26,6 +26,8 @@ FAMILIES = (
     "dynamic.datasets",
     "dynamic.exporters",
 )
+# Deformations with kernels of their own.
+WITH_KERNELS = ("dynamic.deformations.bases", "dynamic.deformations.hexplane")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,6 +140,7 @@ def make_parser() -> Parser:
     doctor = commands.add_parser(
         "doctor", help="say which backend will be used and why, and how to mend what is missing"
     )
+    doctor.add_argument("--warm", action="store_true", help="compile the CPU kernels now, so that no later start does")
     doctor.set_defaults(run=run_doctor)
 
     bench = commands.add_parser(
@@ -372,8 +375,13 @@ def run_doctor(chosen: argparse.Namespace) -> None:
     print(f"nfc-gs {__version__}, Python {sys.version.split()[0]}, {os.cpu_count()} cores")
     for line in diagnose():
         print(line)
-    for name, use in (("NFC_GS_DATA", "configs/static/{fox,lego}.yaml"), ("NFC_GS_LPIPS", "LPIPS")):
-        print(f"{name}: {os.environ.get(name, f'not set (needed by {use} only)')}")
+    for name, user in (("NFC_GS_DATA", "configs/static/{fox,lego}.yaml"), ("NFC_GS_LPIPS", "LPIPS")):
+        print(f"{name}: {os.environ.get(name, f'not set (needed by {user} only)')}")
+    if chosen.warm:
+        from nfc_gs.benchmarks import warm
+
+        use = warm(WITH_KERNELS)
+        print(f"CPU kernels: {use.read} read from the cache, {use.compiled} compiled")
 
 
 def run_bench(chosen: argparse.Namespace) -> None:

@@ -16,7 +16,6 @@ from nfc_gs.config import UserError, merge, validate
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Gaussians, Splats
 from nfc_gs.core.scene import Photograph, Scene, View
-from nfc_gs.deformations.static import Static
 from nfc_gs.exporters.ply import load as load_ply
 from nfc_gs.model import SplatModel
 from nfc_gs.rasterizers.base import Rasterizer
@@ -212,6 +211,7 @@ def make_trainer(
     camera = load.camera
     pixels = np.random.default_rng(seed).integers(0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
     view = View(name="random", camera=camera, read=lambda: Photograph(rgb=pixels))
+    bounds = torch.stack([load.splats.means.amin(0), load.splats.means.amax(0)])
     with torch.no_grad():
         splats = load.splats
         gaussians = Gaussians(
@@ -221,14 +221,14 @@ def make_trainer(
             colour_logits=experiment.code.logits(splats.values.clamp(0.01, 0.99), unit=False),
             opacity_logits=experiment.opacity_code.logits(splats.opacities.clamp(0.01, 0.99), unit=True),
             harmonics=load.harmonics,
-            motion=torch.zeros(len(load), 0),
+            motion=torch.zeros(len(load), experiment.deformation.width),
         )
     model = SplatModel(
         gaussians=gaussians.map(lambda value: value.to(rasterizer.device)),
         code=experiment.code,
         opacity_code=experiment.opacity_code,
         rasterizer=rasterizer,
-        field=Static().init(torch.zeros(2, 3), 1, torch.Generator()),
+        field=experiment.deformation.init(bounds, 2, _generator(seed)),
         degree=3,
     )
     trainer = Trainer(experiment, Scene(train=(view,), test=(view,), points=None, extent=1.0), model)
