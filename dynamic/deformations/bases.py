@@ -310,7 +310,7 @@ class Bases(Deformation):
         rise: the share of the training in which both rates rise from zero, after the warm-up.
     """
 
-    bones: PositiveInt = 64
+    bones: PositiveInt = 32
     times_per_knot: tuple[PositiveFloat, ...] = (16, 8, 4, 2)
     warm_up: Share = 0.05
     keep: PositiveInt = 4
