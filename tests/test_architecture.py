@@ -14,8 +14,10 @@ from nfc_gs.training.experiment import Experiment
 from tests.conftest import REPOSITORY
 
 MEMBERS = [(family, kind) for family in FAMILIES for kind in kinds(family)]
+# Folders of settings that lie over a scene's.
+OVERLAYS = {"methods", "fields", "published"}
 SCENES = sorted(
-    p for p in (REPOSITORY / "configs").rglob("*.yaml") if "methods" not in p.parts and p.name != "base.yaml"
+    p for p in (REPOSITORY / "configs").rglob("*.yaml") if not OVERLAYS & set(p.parts) and p.name != "base.yaml"
 )
 METHODS = sorted((REPOSITORY / "configs" / "methods").glob("*.yaml"))
 
