@@ -1,12 +1,14 @@
 """Pictures and scenes at the edge of what is sensible: the right result, and no more memory than they need."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from nfc_gs.benchmarks.cells import peak
+from nfc_gs.benchmarks.loads import METHODS, make_trainer, shells
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Splats
 from nfc_gs.rasterizers.cpu import Cpu
@@ -125,3 +127,17 @@ def test_splats_that_cover_everything_take_memory_in_proportion_to_the_tiles():
     # and some 40 numbers a pixel.
     tiles = (side // 16) ** 2
     assert megabytes(covering, straight_camera(side, side)) < (4 * 3 * 4 * count * tiles + 40 * 4 * side**2) / 1e6
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_training_step_that_sees_no_splat_changes_none(method):
+    load = shells(50, 0).seen(20, 20)
+    behind = load.camera.world_to_camera.clone()
+    behind[2, 3] = -10
+    blind = replace(load, camera=replace(load.camera, world_to_camera=behind))
+    trainer = make_trainer(blind, method, Cpu(), 0)
+    before = {name: value.detach().clone() for name, value in trainer.model.gaussians.items()}
+    for _ in range(3):
+        report = trainer.step()
+    assert not report.picture.rendering.radii.any()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.gaussians.items())
