@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dynamic.deformations.schedule import waking_rates
+from dynamic.fields.waking import waking_rates
 from dynamic.kernels import skinning as kernels
 from nfc_gs.config import NonNegativeFloat, PositiveFloat, PositiveInt, Share, spec
 from nfc_gs.core.gaussians import Gaussians, Population

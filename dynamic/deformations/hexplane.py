@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dynamic.deformations.residuals import Heads, Residuals, linear
-from dynamic.deformations.schedule import waking_rates
+from dynamic.fields.residuals import Heads, Residuals, linear
+from dynamic.fields.waking import waking_rates
 from dynamic.kernels import planes as kernels
 from nfc_gs.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, spec
 from nfc_gs.core.gaussians import Gaussians, Population

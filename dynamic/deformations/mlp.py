@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dynamic.deformations.residuals import Heads, Residuals, linear
-from dynamic.deformations.schedule import waking_rates
+from dynamic.fields.residuals import Heads, Residuals, linear
+from dynamic.fields.waking import waking_rates
 from nfc_gs.config import NonNegativeInt, PositiveFloat, PositiveInt, Share, spec
 from nfc_gs.core.gaussians import Gaussians, Population
 from nfc_gs.deformations.base import Deformation, DeformationField, Moved

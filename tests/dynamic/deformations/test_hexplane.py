@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynamic.deformations.hexplane import HexPlane, HexPlanes, cut, read, read_plain
-from dynamic.deformations.residuals import Residuals
+from dynamic.fields.residuals import Residuals
 from nfc_gs.config import ConfigError
 from tests.dynamic.deformations.scenes import BOUNDS, NUM_TIMES, gaussians, population
 
