@@ -15,9 +15,11 @@ from tests.conftest import REPOSITORY
 
 MEMBERS = [(family, kind) for family in FAMILIES for kind in kinds(family)]
 # Folders of settings that lie over a scene's.
-OVERLAYS = {"methods", "fields", "published"}
+OVERLAYS = {"methods", "fields", "published", "nfc"}
 SCENES = sorted(
-    p for p in (REPOSITORY / "configs").rglob("*.yaml") if not OVERLAYS & set(p.parts) and p.name != "base.yaml"
+    p
+    for p in (REPOSITORY / "configs").rglob("*.yaml")
+    if not OVERLAYS & set(p.relative_to(REPOSITORY).parts) and p.name != "base.yaml"
 )
 METHODS = sorted((REPOSITORY / "configs" / "methods").glob("*.yaml"))
 

@@ -1,5 +1,7 @@
 """Short trainings with each field: resumed exactly in every phase, and better than standing still."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,27 +24,49 @@ SMALL = [
 ]  # fmt: skip
 
 
-def trainer(field: str, *overrides: str) -> Trainer:
-    files = [REPOSITORY / "configs/dynamic/dnerf.yaml", REPOSITORY / f"configs/dynamic/fields/{field}.yaml"]
-    return run.build(load(Experiment, files, [*SMALL, *FIELDS.get(field, []), *overrides]))
+def trainer(field: str, *overlays: str) -> Trainer:
+    files = ["dynamic/dnerf", f"dynamic/fields/{field}", *overlays]
+    paths = [REPOSITORY / f"configs/{file}.yaml" for file in files]
+    return run.build(load(Experiment, paths, [*SMALL, *FIELDS[field]]))
 
 
 def tensors(of: Trainer) -> dict[str, torch.Tensor]:
     values = dict(of.model.gaussians.items()) | of.model.field.state_dict() | of.optimizer.tensors()
+    for memory in of.memory.values():
+        values |= memory
     return {name: value.clone() for name, value in values.items()}
+
+
+# Classification in 4D, with static codes and with the ablations: the field and what lies over it.
+CLASSIFIED = {
+    "static_codes": ("bases", ["methods/nfc"]),
+    "labels": ("bases", ["methods/nfc", "dynamic/nfc/labels"]),
+    "residual": ("mlp", ["methods/nfc", "dynamic/nfc/residual"]),
+    "offsets": ("mlp", ["methods/nfc", "dynamic/nfc/offsets"]),
+}
 
 
 # One break in the warm-up, one at its end, one in the joint phase, and for bases one after the weights became sparse.
 @pytest.mark.parametrize("broken_at", [5, 8, 13, 26])
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_training_broken_off_in_any_phase_goes_on_exactly(field, broken_at, tmp_path):
-    whole, first = trainer(field), trainer(field)
+    assert_goes_on(field, [], broken_at, tmp_path)
+
+
+# Broken off while the composited codes are still classified: the loss stops at step 24 of 40.
+@pytest.mark.parametrize("way", CLASSIFIED)
+def test_a_classified_training_broken_off_goes_on_exactly(way, tmp_path):
+    assert_goes_on(*CLASSIFIED[way], 18, tmp_path)
+
+
+def assert_goes_on(field: str, overlays: list[str], broken_at: int, tmp_path: Path) -> None:
+    whole, first = trainer(field, *overlays), trainer(field, *overlays)
     for _ in range(32):
         whole.step()
     for _ in range(broken_at):
         first.step()
     checkpoint.save(first, tmp_path / "checkpoint.safetensors")
-    second = trainer(field)
+    second = trainer(field, *overlays)
     checkpoint.restore(second, tmp_path / "checkpoint.safetensors")
     while second.done < 32:
         second.step()
@@ -63,3 +87,22 @@ def test_nothing_of_the_field_is_learned_in_the_warm_up_and_something_after_it(f
     for _ in range(8):
         learning.step()
     assert any(not torch.equal(value, born[name]) for name, value in learning.model.field.named_parameters())
+
+
+@pytest.mark.parametrize("way", CLASSIFIED)
+def test_classification_reaches_the_bits_of_a_scene_that_moves_and_only_networks_change_colours(way):
+    field, overlays = CLASSIFIED[way]
+    learning = trainer(field, *overlays)
+    kind = "label_bce" if way == "labels" else "code_bce"
+    seen = [learning.step().terms.get(kind) for _ in range(20)]
+    assert any(term is not None and term > 0 for term in seen)
+    model = learning.model
+    assert model.gaussians.colour_logits.shape[1:] == (3, 4)
+    (first, before), (last, after) = model.at(0.1), model.at(0.9)
+    assert not torch.equal(first.means, last.means)
+    assert torch.equal(first.colour_logits, last.colour_logits) == (way != "offsets")
+    assert torch.equal(before, after) == (way in ("static_codes", "labels"))
+    if way == "residual":
+        still = model.code.values(model.gaussians.colour_logits, unit=False)
+        # Float32 rounding of the sum.
+        assert float((after - still).abs().max()) <= 0.1 + 1e-6
