@@ -53,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nfc-gs: interrupted", file=sys.stderr)
         return 130
+    except SystemError as error:
+        # What Numba's dispatcher makes of a Ctrl-C that comes while it chooses a kernel.
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        print("nfc-gs: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

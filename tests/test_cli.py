@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from nfc_gs import cli
+
 LEAVE = """
 import os, signal, sys, time
 from nfc_gs import cli
@@ -28,3 +30,12 @@ def test_a_reader_that_goes_away_ends_the_listing_in_silence(family):
     lists = f"for f in {family}; do {sys.executable} -m nfc_gs.cli kinds $f; echo $? >&2; done | true"
     done = subprocess.run(["bash", "-c", lists], capture_output=True, text=True, timeout=60)
     assert set(done.stderr.split()) == {"141"}
+
+
+def test_a_stop_that_numba_wrapped_is_an_interruption_all_the_same(monkeypatch, capsys):
+    def wrapped(chosen):
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    monkeypatch.setattr(cli, "run_doctor", wrapped)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "nfc-gs: interrupted\n"

@@ -1,6 +1,7 @@
 """Films: frames as a folder of PNGs, an MP4, a WebM or a GIF, and as one sheet to look at."""
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -72,22 +73,33 @@ def write_frames(frames: Iterable[UInt8[np.ndarray, "H W 3"]], folder: Path) -> 
 
     Args:
         frames: taken one at a time.
-        folder: made if it is not there; frames that an earlier film left there are deleted first.
+        folder: made if it is not there; frames that an earlier film left there are deleted once all new ones are drawn.
 
     Raises:
         PictureError: a file cannot be written.
     """
+    there = folder.is_dir()
+    partial = folder / "frames.partial"
+    names = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("frame_[0-9][0-9][0-9][0-9][0-9].png"):
-            old.unlink()
+        # What an interrupted film left behind.
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            for i, frame in enumerate(frames):
+                names.append(f"frame_{i:05d}.png")
+                write_png(frame, partial / names[-1])
+            for old in folder.glob("frame_[0-9][0-9][0-9][0-9][0-9].png"):
+                old.unlink()
+            for name in names:
+                os.replace(partial / name, folder / name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            if not there and not any(folder.iterdir()):
+                folder.rmdir()
     except OSError as error:
         raise PictureError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    paths = []
-    for i, frame in enumerate(frames):
-        paths.append(folder / f"frame_{i:05d}.png")
-        write_png(frame, paths[-1])
-    return paths
+    return [folder / name for name in names]
 
 
 def film_sheet(frames: Sequence[tuple[str, UInt8[np.ndarray, "H W 3"]]]) -> UInt8[np.ndarray, "A B 3"]:

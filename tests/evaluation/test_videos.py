@@ -105,3 +105,17 @@ def test_a_film_that_breaks_off_leaves_the_older_one(tmp_path):
     with pytest.raises(RuntimeError, match="broke"):
         write_film(breaking(), path, 30.0)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["film.mp4"]
+
+
+def test_a_folder_of_frames_that_is_broken_off_is_as_it_was(tmp_path):
+    def stopped():
+        yield from frames(2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_frames(stopped(), tmp_path / "new")
+    assert os.listdir(tmp_path) == []
+    write_frames(frames(3), tmp_path / "old")
+    with pytest.raises(KeyboardInterrupt):
+        write_frames(stopped(), tmp_path / "old")
+    assert sorted(os.listdir(tmp_path / "old")) == [f"frame_{i:05d}.png" for i in range(3)]
