@@ -73,7 +73,15 @@ def kind_in(family: str) -> BeforeValidator:
                 raise ValueError(
                     f"kind {kind!r} has no setting {key!r} ({', '.join(known) or 'none'})" + near(key, known)
                 )
-        return TypeAdapter(member).validate_python(settings)
+        try:
+            return TypeAdapter(member).validate_python(settings)
+        except ValidationError as error:
+            # The schema ends where a kind is chosen, so only here can a key that is misspelt further down be told.
+            for mistake in error.errors():
+                if mistake["type"] == "unexpected_keyword_argument" and (hint := _near_in(member, mistake["loc"])):
+                    where = ".".join(map(str, mistake["loc"]))
+                    raise ValueError(f"kind {kind!r} has no setting {where!r}{hint}") from None
+            raise
 
     return BeforeValidator(choose)
 
@@ -102,13 +110,20 @@ def kinds(family: str) -> list[str]:
 def find(family: str, kind: str) -> type:
     """The `Spec` of one member; it is imported only now, so a machine without CUDA never imports gsplat."""
     if "." not in kind and kind not in kinds(family):
-        raise ValueError(f"no kind {kind!r} in {family} ({', '.join(kinds(family))})" + near(kind, kinds(family)))
+        elsewhere = "; a kind of another package has a dotted name: `nfc-gs kinds` lists them"
+        raise ValueError(
+            f"no kind {kind!r} in {family} ({', '.join(kinds(family))})" + (near(kind, kinds(family)) or elsewhere)
+        )
     module = kind if "." in kind else f"{family}.{kind}"
     if not all(part.isidentifier() for part in module.split(".")):
         raise ValueError(f"kind {kind!r} is neither a kind of {family} nor the dotted name of a module")
     try:
         return importlib.import_module(module).Spec
     except ModuleNotFoundError as missing:
+        if missing.name and f"{module}.".startswith(f"{missing.name}."):
+            package, _, name = missing.name.rpartition(".")
+            hint = near(name, kinds(package)) if package else ""
+            raise ValueError(f"no kind {kind!r}: there is no module {missing.name!r}{hint}") from None
         raise ValueError(f"kind {kind!r} needs the module {missing.name!r}, which is not installed") from None
     except AttributeError:
         raise ValueError(f"the module {module!r} has no `Spec`, so it is no kind of {family}") from None
@@ -152,11 +167,14 @@ def text(value: Any) -> str:
 
 
 def read(paths: Sequence[Path], overrides: Sequence[str] = ()) -> dict:
-    """The YAML files of `paths`, later ones over earlier ones, each over its own `base`; `a.b=value` overrides on top."""
+    """The YAML files of `paths`, later ones over earlier ones, each over its own `base`; `a.b=value` overrides on top.
+
+    Overrides that choose a `kind` come first, as the new kind's section starts afresh: `a.b=1 a.kind=c` keeps `b`.
+    """
     settings: dict = {}
     for path in paths:
         settings = merge(settings, _read_file(path, ()))
-    for override in overrides:
+    for override in sorted(overrides, key=_chooses_kind, reverse=True):
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {override!r} is not of the form section.key=value")
@@ -242,6 +260,11 @@ def _read_file(path: Path, above: tuple[Path, ...]) -> dict:
     if below in above:
         raise ConfigError(f"{path}: its base {base} leads back to itself")
     return merge(_read_file(below, (*above, path.resolve())), settings)
+
+
+def _chooses_kind(override: str) -> bool:
+    """Whether an override is of the form section.kind=name."""
+    return override.partition("=")[0].endswith(".kind")
 
 
 def _parse(value: str, override: str) -> Any:

@@ -1,10 +1,11 @@
+import re
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 
 from nfc_gs.codes.base import TargetCode
-from nfc_gs.config import ConfigError, PositiveInt, dump, kind_in, load, merge, spec, validate, write
+from nfc_gs.config import ConfigError, PositiveInt, dump, kind_in, load, merge, spec, validate, validate_kind, write
 
 
 @spec
@@ -89,3 +90,28 @@ def test_a_base_that_leads_back_to_itself_is_refused(tmp_path):
 def test_a_dotted_kind_names_a_module_anywhere():
     loaded = validate(Schema, {"code": {"kind": "nfc_gs.codes.binary", "bits": 3}}, "here")
     assert loaded.code.bits == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("hexplane", "has a dotted name: `nfc-gs kinds` lists them"),
+        ("dynamic.deformation.bases", "no module 'dynamic.deformation'; did you mean 'deformations'?"),
+        ("dynamic.deformations.basis", "no module 'dynamic.deformations.basis'; did you mean 'bases'?"),
+        ("dynamix.deformations.bases", "no module 'dynamix'"),
+    ],
+)
+def test_a_kind_that_is_nowhere_is_answered_with_where_to_look(kind, expected):
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        validate(Schema, {"code": {"kind": kind}}, "here")
+
+
+def test_a_misspelt_setting_below_a_kind_is_answered_with_the_nearest_name():
+    settings = {"kind": "dynamic.deformations.hexplane", "residuals": {"colours": 1}}
+    with pytest.raises(ConfigError, match=r"residuals\.colours'; did you mean 'colour_logits'|'colour'\?"):
+        validate_kind("nfc_gs.deformations", settings, "here")
+
+
+def test_an_override_is_kept_when_a_later_one_chooses_the_kind(tmp_path):
+    path = settings(tmp_path, "code: {kind: binary, bits: 3}")
+    assert load(Schema, [path], ["code.bits=5", "code.kind=gray"]).code.bits == 5
