@@ -58,6 +58,10 @@ class HexPlane(DeformationField):
         self.register_buffer("awake", torch.zeros((), dtype=torch.bool))
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
 
+    def check(self, gaussians: Gaussians) -> None:
+        """Refuses codes with another number of logits than `residuals` names, with a ConfigError."""
+        self.heads.check(gaussians)
+
     def forward(self, gaussians: Gaussians, time: float) -> Moved:
         """The Gaussians with the network's residuals on their raw parameters."""
         if not self.awake:

@@ -46,6 +46,10 @@ class Network(DeformationField):
         self.register_buffer("high", bounds[1].clone(), persistent=False)
         self.register_buffer("awake", torch.zeros((), dtype=torch.bool))
 
+    def check(self, gaussians: Gaussians) -> None:
+        """Refuses codes with another number of logits than `residuals` names, with a ConfigError."""
+        self.heads.check(gaussians)
+
     def forward(self, gaussians: Gaussians, time: float) -> Moved:
         """The Gaussians with the network's residuals on their raw parameters."""
         if not self.awake:

@@ -60,21 +60,24 @@ class Heads(nn.Module):
                 else nn.Sequential(nn.ReLU(), last)
             )
 
-    def forward(self, features: Float[Tensor, "N F"], gaussians: Gaussians) -> Moved:
-        """The Gaussians with the residuals added.
+    def check(self, gaussians: Gaussians) -> None:
+        """Whether the codes have as many logits as the settings name.
 
         Raises:
-            ConfigError: when a code has another number of logits than the settings name.
+            ConfigError: they have another number.
         """
+        _check("opacity_logits", self.residuals.opacity_logits, gaussians.opacity_logits.shape[1], "opacity_code")
+        _check("colour_logits", self.residuals.colour_logits, gaussians.colour_logits.shape[2], "code")
+
+    def forward(self, features: Float[Tensor, "N F"], gaussians: Gaussians) -> Moved:
+        """The Gaussians with the residuals added; they have passed `check`."""
         says = {name: head(features) for name, head in self.heads.items()}
         changed = {"means": gaussians.means + self.unit * says["means"], "quats": gaussians.quats + says["quats"]}
         if "log_scales" in says:
             changed["log_scales"] = gaussians.log_scales + says["log_scales"]
         if "opacity_logits" in says:
-            _check("opacity_logits", says["opacity_logits"].shape[1], gaussians.opacity_logits.shape[1], "opacity_code")
             changed["opacity_logits"] = gaussians.opacity_logits + says["opacity_logits"]
         if "colour_logits" in says:
-            _check("colour_logits", says["colour_logits"].shape[1] // 3, gaussians.colour_logits.shape[2], "code")
             changed["colour_logits"] = gaussians.colour_logits + says["colour_logits"].unflatten(1, (3, -1))
         colour = self.residuals.colour * torch.tanh(says["colour"]) if "colour" in says else None
         return Moved(gaussians=replace(gaussians, **changed), colour_residual=colour)
@@ -89,5 +92,5 @@ def linear(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
 
 
 def _check(name: str, says: int, has: int, code: str) -> None:
-    if says != has:
+    if says not in (0, has):
         raise ConfigError(f"deformation.residuals.{name} is {says}, but {code} has {has} logits: set it to {has} or 0")

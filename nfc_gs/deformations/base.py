@@ -31,6 +31,14 @@ class DeformationField(nn.Module, abc.ABC):
     def forward(self, gaussians: Gaussians, time: float) -> Moved:
         """The Gaussians at `time` in [0, 1]."""
 
+    def check(self, gaussians: Gaussians) -> None:
+        """Told before the training begins what it will move.
+
+        Raises:
+            ConfigError: its settings do not fit them; by default all do.
+        """
+        return
+
     @abc.abstractmethod
     def advance(self, population: Population, progress: float) -> None:
         """Told before each training step what share of the training, in [0, 1), is done: this is where phases begin.

@@ -17,6 +17,7 @@ import torch
 from nfc_gs.captures.photographs import PhotographStore
 from nfc_gs.config import UserError, read, validate, write
 from nfc_gs.core.scene import Scene, View
+from nfc_gs.datasets.base import DatasetError
 from nfc_gs.deformations.base import Deformation
 from nfc_gs.deformations.static import Static
 from nfc_gs.evaluation import Evaluation, Lpips, contact_sheet, evaluate, metrics, render_split, write_metrics
@@ -140,12 +141,14 @@ def build(experiment: Experiment) -> Trainer:
         bounds = torch.stack([gaussians.means.min(0).values, gaussians.means.max(0).values])
         scene = replace(scene, bounds=bounds)
     _say_how_it_moves(scene, experiment.deformation)
+    field = experiment.deformation.init(bounds, len(scene.times), generator)
+    field.check(gaussians)
     model = SplatModel(
         gaussians=gaussians.map(lambda value: value.to(device)),
         code=experiment.code,
         opacity_code=experiment.opacity_code,
         rasterizer=experiment.rasterizer,
-        field=experiment.deformation.init(bounds, len(scene.times), generator).to(device),
+        field=field.to(device),
         degree=0,
         background=scene.background,
         to_world=scene.to_world,
@@ -218,8 +221,15 @@ def film(run: Run, wish: Film, mode: str, output: Path) -> str:
 
 
 def _scene(run: Run) -> Scene:
-    """The data set a run was trained on, read again."""
-    return run.experiment.dataset.load(run.experiment.seed)
+    """The data set a run was trained on, read again.
+
+    Raises:
+        DatasetError: as its kind says, and where the run names it.
+    """
+    try:
+        return run.experiment.dataset.load(run.experiment.seed)
+    except DatasetError as error:
+        raise DatasetError(f"{error} (the run's photographs are those named in {run.folder / CONFIG})") from None
 
 
 def _photographs(run: Run, views: tuple[View, ...]) -> AbstractContextManager[PhotographStore]:

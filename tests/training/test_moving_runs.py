@@ -106,3 +106,11 @@ def test_an_output_that_cannot_be_written_is_one_line(trained, tmp_path, capsys)
     for name in ("file/film.mp4", "file/frames", "file/sheet.png"):
         assert nfc_gs("render", trained, "--times", "2", "--output", tmp_path / name) == 2
         assert "cannot be written" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_offsets_of_bits_that_the_code_has_not_are_refused_before_anything_is_written(tmp_path, capsys):
+    files = [REPOSITORY / f"configs/{name}.yaml" for name in ("dynamic/toy", "dynamic/fields/hexplane")]
+    run = [*files, "deformation.residuals.colour_logits=8", f"output={tmp_path}", "name=bits", "dataset.size=32"]
+    assert nfc_gs("train", *run) == 2
+    assert "colour_logits is 8, but code has 1 logits" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []

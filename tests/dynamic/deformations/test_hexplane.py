@@ -139,4 +139,4 @@ def test_opacity_and_colour_logits_move_where_asked_and_must_fit_their_codes() -
     assert not torch.equal(moved.colour_logits, some.colour_logits)
     assert torch.equal(moved.log_scales, some.log_scales)
     with pytest.raises(ConfigError, match=r"colour_logits is 8, but code has 1 logits"):
-        awake(replace(SMALL, residuals=Residuals(colour_logits=8)))(some, 0.2)
+        awake(replace(SMALL, residuals=Residuals(colour_logits=8))).check(some)
