@@ -28,6 +28,10 @@ from nfc_gs.training.trainer import Trainer
 FORMAT = 2
 # The settings that say what a model's tensors mean; the others may change and the model can still be drawn.
 MEANING = ("code", "opacity_code", "deformation")
+# What the record holds besides the format.
+RECORDED = (
+    "digest", "meaning", "step", "seconds", "best_psnr", "degree", "background", "extent", "to_world", "field",
+)  # fmt: skip
 
 
 class CheckpointError(UserError):
@@ -130,6 +134,12 @@ def load_model(experiment: Experiment, path: Path) -> tuple[SplatModel, dict[str
     for name, wanted in meaning(experiment).items():
         found = record["meaning"][name]
         if found != wanted:
+            # Of a long list of settings, those alone that differ.
+            if found["kind"] == wanted["kind"]:
+                found, wanted = (
+                    {key: value for key, value in these.items() if value != those.get(key)}
+                    for these, those in ((found, wanted), (wanted, found))
+                )
             raise CheckpointError(
                 f"{path}: was trained with {name} {found}, but the run's config.yaml now says {wanted}; restore that file"
             )
@@ -167,7 +177,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     except (SafetensorError, OSError, KeyError, ValueError, struct.error) as error:
         raise CheckpointError(f"{path}: is not a checkpoint of nfc-gs, or is damaged: {error}") from None
     if record.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: has checkpoint format {record.get('format')}, this version reads {FORMAT}")
+        raise CheckpointError(
+            f"{path}: has checkpoint format {record.get('format')}, this version reads {FORMAT}; train anew, or use the "
+            "version of nfc-gs that wrote it"
+        )
+    missing = [name for name in RECORDED if name not in record]
+    if missing:
+        raise CheckpointError(f"{path}: is damaged: its record lacks {', '.join(missing)}")
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         group, _, rest = name.partition("/")

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nfc_gs import cli
 from tests.conftest import REPOSITORY
@@ -324,6 +324,21 @@ def test_a_damaged_checkpoint_is_named(trained, tmp_path, capsys):
     last.write_bytes(last.read_bytes()[:1000])
     assert nfc_gs("eval", tmp_path / "copy") == 2
     assert "is not a checkpoint of nfc-gs, or is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({"format": 1}, "has checkpoint format 1, this version reads 2; train anew"), ({"extent": None}, "lacks extent")],
+)
+def test_a_checkpoint_of_another_version_is_one_line(change, expected, trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "copy")
+    last = tmp_path / "copy/checkpoints/last.safetensors"
+    record = {key: value for key, value in {**read_record(last), **change}.items() if value is not None}
+    save_file(load_file(last), last, metadata={"nfc_gs": json.dumps(record)})
+    for arguments in (["eval", tmp_path / "copy"], ["train", "--resume", tmp_path / "copy"]):
+        assert nfc_gs(*arguments) == 2
+        said = capsys.readouterr().err
+        assert expected in said and said.count("\n") == 1
 
 
 def test_a_photograph_that_goes_bad_costs_no_finished_step(tmp_path, monkeypatch, capsys):
