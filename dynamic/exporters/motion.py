@@ -100,7 +100,7 @@ class Motion(Exporter):
             "still": f"{path.stem}.ply: every Gaussian at t = 0, in the same order, with all that does not move",
             **meaning,
             "arrays": {name: list(array.shape) for name, array in arrays.items()},
-            "error_pixels": vars(errors),
+            "error_pixels": None if errors is None else vars(errors),
             "error_pixels_of": f"{ERROR_TIMES} times, the nearest camera each, {views[0].width}x{views[0].height}, opacity > .5",
         }
         Ply().write(model, path.with_suffix(".ply"))
@@ -108,10 +108,13 @@ class Motion(Exporter):
         text = json.dumps(record, indent=2) + "\n"
         _write(path.with_suffix(".json"), lambda partial: partial.write_text(text))
         size = path.stat().st_size / 1e6
-        line = (
-            f"{path}: {self.form}, {len(model.gaussians)} Gaussians, {size:.1f} MB; error on the screen "
-            f"{errors.mean:.3f} px in the mean, {errors.p99:.3f} at the 99th percentile, {errors.largest:.3f} at most"
+        error = (
+            f"error on the screen {errors.mean:.3f} px in the mean, {errors.p99:.3f} at the 99th percentile, "
+            f"{errors.largest:.3f} at most"
+            if errors is not None
+            else "error on the screen not measured: no camera sees a Gaussian of opacity above one half"
         )
+        line = f"{path}: {self.form}, {len(model.gaussians)} Gaussians, {size:.1f} MB; {error}"
         if self.form == "chunks" and self.chunks == 1:
             line += "; one cubic for a whole clip is seldom enough: take 10 or 20"
         return line
@@ -219,10 +222,11 @@ class Motion(Exporter):
 Place = Callable[[float], np.ndarray]
 
 
-def measure(model: SplatModel, place: Place, cameras: Sequence[Camera]) -> Errors:
+def measure(model: SplatModel, place: Place, cameras: Sequence[Camera]) -> Errors | None:
     """How far `place` is from the model on the screen, at times that no curve was fitted to.
 
-    Each time is looked at by the camera whose own time is nearest; Gaussians count that are opaque and in the picture.
+    Each time is looked at by the camera whose own time is nearest; Gaussians count that are opaque and in the picture;
+    None where there are none.
     """
     distances = []
     for i in range(ERROR_TIMES):
@@ -238,7 +242,7 @@ def measure(model: SplatModel, place: Place, cameras: Sequence[Camera]) -> Error
         distances.append((found - true).norm(dim=1)[seen].numpy())
     all_distances = np.concatenate(distances)
     if len(all_distances) == 0:
-        return Errors(mean=0.0, p99=0.0, largest=0.0)
+        return None
     return Errors(
         mean=float(all_distances.mean()),
         p99=float(np.quantile(all_distances, 0.99)),

@@ -121,6 +121,8 @@ def shoot(film: Film, scene: Scene, model: SplatModel, mode: str, output: Path) 
     cameras = [replace(camera, width=width, height=height) for camera in cameras]
     shown = set(videos.sheet_numbers(len(cameras)))
     moving = not isinstance(model.field, Rest)
+    if not moving and mode in ("motion", "trajectories"):
+        logger.warning("this run is still: there is no motion to show")
     numbered = [(i, camera) for i, camera in enumerate(cameras) if ending != ".png" or i in shown]
     kept: list[tuple[str, UInt8[np.ndarray, "H W 3"]]] = []
 

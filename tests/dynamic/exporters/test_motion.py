@@ -93,6 +93,13 @@ def test_the_error_in_pixels_is_that_of_the_screen():
     assert 0.6 < errors.mean < 1.4 and errors.mean <= errors.p99 <= errors.largest < 2
 
 
+def test_an_error_that_no_camera_can_see_is_not_said_to_be_zero(tmp_path):
+    faint = model(Spin())
+    faint.gaussians = replace(faint.gaussians, opacity_logits=torch.full_like(faint.gaussians.opacity_logits, -9.0))
+    assert "not measured" in Motion().write(faint, tmp_path / "faint.npz", cameras)
+    assert json.loads((tmp_path / "faint.json").read_text())["error_pixels"] is None
+
+
 def test_one_cubic_for_a_lively_clip_is_never_offered_silently(tmp_path):
     lively = model(Spin())
     lively.field.turns = 3.0
