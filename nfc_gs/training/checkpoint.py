@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from nfc_gs.config import UserError, dump
+from nfc_gs.config import UserError, dump, validate
 from nfc_gs.core.gaussians import Gaussians
 from nfc_gs.core.scene import Similarity
 from nfc_gs.model import SplatModel
@@ -41,7 +41,9 @@ class CheckpointError(UserError):
 def digest(experiment: Experiment) -> str:
     """Identifies the settings that decide a result: not where it is written, how it is shown, nor how many threads."""
     ignored = ("name", "output", "threads", "callbacks", "photographs_gb", "evaluation")
-    deciding = {key: value for key, value in dump(experiment).items() if key not in ignored}
+    # As it will be read back: a default of 4 where a float is asked for is 4.0 from a file.
+    settings = dump(validate(Experiment, dump(experiment), "digest"))
+    deciding = {key: value for key, value in settings.items() if key not in ignored}
     deciding["dataset"].pop("folder", None)  # the same photographs may have been moved
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 

@@ -114,3 +114,8 @@ def test_offsets_of_bits_that_the_code_has_not_are_refused_before_anything_is_wr
     assert nfc_gs("train", *run) == 2
     assert "colour_logits is 8, but code has 1 logits" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+def test_a_moving_run_is_resumed_from_the_settings_in_its_folder(trained, capsys):
+    assert nfc_gs("train", "--resume", trained) == 0
+    assert "all 40 steps of this run are done already" in capsys.readouterr().out
