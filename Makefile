@@ -11,8 +11,6 @@ MOVING := runs/demo_moving
 
 demo: $(STAMP)
 	$(BIN)/nfc-gs train configs/toy.yaml name=demo --overwrite
-	$(BIN)/nfc-gs eval $(DEMO)
-	$(BIN)/nfc-gs render $(DEMO) --split test --output $(DEMO)/renders
 	$(BIN)/nfc-gs export $(DEMO) --output $(DEMO)/exports/demo_playcanvas.ply widen=1.02
 	$(BIN)/nfc-gs train configs/dynamic/toy.yaml name=demo_moving --overwrite
 	$(BIN)/nfc-gs render $(MOVING) --path orbit --frames 40 --fps 20 --size 160x160 --output $(MOVING)/moving.gif
@@ -41,7 +39,8 @@ contracts: $(STAMP)
 pytest: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# uv where it is present, otherwise pip; always the tested versions. The stamp makes it happen once.
+# uv where it is present, otherwise pip; always the tested versions; then the CPU's kernels are compiled. The stamp makes it
+# happen once.
 $(STAMP): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 	  set -ex; \
@@ -53,6 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(PYTHON) -m venv $(VENV); \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
 	fi
+	$(BIN)/nfc-gs doctor --warm
 	@touch $@
 
 clean:
