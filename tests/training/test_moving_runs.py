@@ -10,7 +10,7 @@ from nfc_gs import cli
 from tests.conftest import REPOSITORY
 
 SMALL = [
-    "steps=40", "dataset.size=32", "dataset.num_train=10", "dataset.num_test=2", "initial.random=200",
+    "steps=40", "dataset.size=32", "dataset.num_train=10", "dataset.num_test=2", "initial.random=200", "initial.opacity=0.6",
     "deformation.bones=6", "deformation.warm_up=0.1", "strategy.cap_max=300", "evaluation.every=20", "threads=1",
 ]  # fmt: skip
 
