@@ -1,6 +1,5 @@
 """HyperNeRF's and Nerfies' layout: scene.json, dataset.json and metadata.json beside camera/ and rgb/."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from dynamic.datasets.base import DatasetError, MovingScene, Shot, bounding_box,
 from nfc_gs.captures.assembly import BACKGROUNDS, LEAST_STRAIGHT_SHARE, Background, Capture
 from nfc_gs.captures.lenses import Lens
 from nfc_gs.captures.pictures import find_picture, read_header
-from nfc_gs.captures.transforms import ROTATION_TOLERANCE
+from nfc_gs.captures.transforms import ROTATION_TOLERANCE, read_json
 from nfc_gs.config import Folder, PositiveInt, spec
 from nfc_gs.core.scene import Points, Scene, Similarity, camera_extent
 
@@ -173,14 +172,7 @@ class HyperNerf(MovingScene):
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from None
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{path}: is not JSON (line {error.lineno}: {error.msg})") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: is no JSON object of names and values")
     return content

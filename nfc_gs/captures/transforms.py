@@ -97,20 +97,29 @@ class Frame:
         return any(key in self.own for key in ("fl_x", "camera_angle_x", "w"))
 
 
-def read_transforms(path: Path) -> tuple[dict[str, Any], list[Frame]]:
-    """The file's global entries and its frames, in the order of the file.
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
 
     Raises:
-        DatasetError: no such file, not JSON, no frames, or a pose that is no rigid motion.
+        DatasetError: no such file, unreadable, or not JSON.
     """
     try:
-        content = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path}: is not JSON (line {error.lineno}: {error.msg})") from None
+
+
+def read_transforms(path: Path) -> tuple[dict[str, Any], list[Frame]]:
+    """The file's global entries and its frames, in the order of the file.
+
+    Raises:
+        DatasetError: no such file, not JSON, no frames, or a pose that is no rigid motion.
+    """
+    content = read_json(path)
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames:
         raise DatasetError(f"{path}: has no `frames`; a transforms.json lists its pictures there")
