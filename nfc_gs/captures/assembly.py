@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 
 from nfc_gs.captures.lenses import Lens
 from nfc_gs.captures.pictures import DatasetError, PictureFile, downscaled, find_picture, is_scaled, read_header
@@ -84,8 +84,11 @@ def assemble(
     downscale: int,
     normalise: bool,
     background: Background,
+    seen_in: Callable[[str], Sequence[int]] | None = None,
 ) -> Scene:
     """The scene of these captures; `points` are places [P 3] and colours in 0..255 [P 3].
+
+    `seen_in` tells by a picture's name which of the points, by number, were found in it.
 
     With `normalise` the training cameras' mean is the origin and their extent (`camera_extent`) is 1.
 
@@ -107,7 +110,8 @@ def assemble(
     cloud = None
     if points is not None and len(points[0]):
         xyz = similarity.inverse(torch.from_numpy(np.asarray(points[0], dtype=np.float64))).float()
-        cloud = Points(xyz=xyz, rgb=torch.from_numpy(np.asarray(points[1], dtype=np.float32) / 255))
+        rgb = torch.from_numpy(np.asarray(points[1], dtype=np.float32) / 255)
+        cloud = Points(xyz=xyz, rgb=rgb, sightings=_sightings(train, seen_in) if seen_in is not None else None)
     return Scene(
         train=views,
         test=held_out,
@@ -136,6 +140,19 @@ def find_mask(folder: Path, name: str) -> Path | None:
     """The mask of the picture `name`: `name.png`, or the same stem with any picture's ending."""
     appended = folder / f"{name}.png"
     return appended if appended.is_file() else find_picture(folder / name)
+
+
+def _sightings(
+    train: Sequence[Capture], seen_in: Callable[[str], Sequence[int]]
+) -> Callable[[], Int[np.ndarray, "S 2"]]:
+    """Rows (point, training view), found when they are asked for."""
+
+    def read() -> Int[np.ndarray, "S 2"]:
+        points = [np.asarray(seen_in(capture.name), dtype=np.int64) for capture in train]
+        views = np.repeat(np.arange(len(train)), [len(seen) for seen in points])
+        return np.stack([np.concatenate(points), views], axis=1)
+
+    return read
 
 
 def _similarity(captures: Sequence[Capture]) -> Similarity:

@@ -1,4 +1,4 @@
-"""Makes photographs worse on purpose: what a method is worth shows on bad data, judged on good.
+"""Makes photographs and poses worse on purpose: what a method is worth shows on bad data, judged on good.
 
 Everything is drawn from the seed and the view's number, so a photograph is spoilt in the same way whenever it is read.
 """
@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 
 from nfc_gs.captures.pictures import DatasetError
@@ -16,17 +17,19 @@ from nfc_gs.config import NonNegativeFloat, NonNegativeInt, spec
 from nfc_gs.core.scene import Photograph, Scene, View
 
 # Of the stream of random numbers that a run's seed starts: one for each kind of damage, so that one does not move another.
-_EXPOSURE, _TINT, _BLOCKS, _SHOT, _NOISE = 51, 52, 53, 54, 55
+_EXPOSURE, _TINT, _BLOCKS, _SHOT, _NOISE, _POSE = 51, 52, 53, 54, 55, 56
 
 
 @spec
 class Degradation:
-    """What happens to the training photographs, in the order a camera would do it; the held-out ones stay clean.
+    """What happens to the training views, in the order a camera would do it; the held-out ones stay clean.
 
     `blur`: standard deviation of a Gaussian, in pixels. `exposure`: of each picture's gain, in stops (factors of two).
     `tint`: of each channel's gain, in stops. `blocks`: opaque rectangles before each picture, each a random colour and
     4 to 25 % of each side. `photons`: how many make white; a value becomes a Poisson number of them (0: no shot noise).
     `noise`: standard deviation added to every value, which runs from 0 to 1. `jpeg`: quality from 1 to 100 (0: none).
+    `rotation` and `translation`: standard deviations of what is wrong with each photograph's pose, about each axis in
+    degrees, and along each axis in shares of the scene's extent; the points stay where they are.
 
     Values are those of the file (sRGB); what leaves [0, 1] is clipped, as a camera clips. A subject before a
     transparent background is first composited over the scene's.
@@ -39,18 +42,22 @@ class Degradation:
     photons: NonNegativeFloat = 0.0
     noise: NonNegativeFloat = 0.0
     jpeg: NonNegativeInt = 0
+    rotation: NonNegativeFloat = 0.0
+    translation: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
         if self.jpeg > 100:
             raise ValueError(f"jpeg is a quality from 1 to 100, or 0 for none; found {self.jpeg}")
 
     def __call__(self, scene: Scene, seed: int) -> Scene:
-        """The scene with its training photographs spoilt.
+        """The scene with its training photographs and their poses spoilt.
 
         Raises:
             DatasetError: the background is another one at every step, so there is no photograph to spoil.
         """
-        if self == Degradation():
+        if self.rotation or self.translation:
+            scene = replace(scene, train=tuple(self._misplaced(view, scene.extent, seed) for view in scene.train))
+        if replace(self, rotation=0.0, translation=0.0) == Degradation():
             return scene
         if scene.random_background:
             raise DatasetError(
@@ -65,9 +72,20 @@ class Degradation:
             rgb = photograph.rgb.astype(np.float32) / 255
             if photograph.alpha is not None:
                 rgb += (1 - photograph.alpha[..., None].astype(np.float32) / 255) * np.array(background, np.float32)
-            return Photograph(rgb=self.spoil(rgb, (seed, zlib.crc32(view.name.encode()))), mask=photograph.mask)
+            return Photograph(rgb=self.spoil(rgb, _numbers(seed, view)), mask=photograph.mask)
 
         return replace(view, read=read)
+
+    def _misplaced(self, view: View, extent: float, seed: int) -> View:
+        """The view with its camera turned about its own centre, and moved."""
+        drawn = np.random.default_rng((*_numbers(seed, view), _POSE)).standard_normal(6)
+        turn, _ = cv2.Rodrigues(np.radians(self.rotation) * drawn[:3])
+        pose = view.camera.world_to_camera.double()
+        # In the camera's own axes: x' = turn (x - shift).
+        error = torch.eye(4, dtype=torch.float64)
+        error[:3, :3] = torch.from_numpy(turn)
+        error[:3, 3] = torch.from_numpy(-turn @ (self.translation * extent * drawn[3:]))
+        return replace(view, camera=replace(view.camera, world_to_camera=(error @ pose).float()))
 
     def spoil(self, rgb: Float[np.ndarray, "H W 3"], seed: tuple[int, ...]) -> UInt8[np.ndarray, "H W 3"]:
         """One picture, values in [0, 1], spoilt and rounded to 8 bits."""
@@ -95,6 +113,11 @@ class Degradation:
             assert decoded is not None, "what was encoded a line ago can be decoded"
             words = np.ascontiguousarray(decoded[..., ::-1])
         return words
+
+
+def _numbers(seed: int, view: View) -> tuple[int, int]:
+    """What the random numbers of a view start from."""
+    return seed, zlib.crc32(view.name.encode())
 
 
 def _with_blocks(rgb: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from nfc_gs.core.camera import Camera
@@ -41,10 +41,15 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Coloured points: `rgb` in [0, 1]."""
+    """Coloured points: `rgb` in [0, 1].
+
+    `sightings`, where it is known which photographs a point was found in, gives rows (point, training view). It is read
+    only when some views are left out, as a large capture has millions.
+    """
 
     xyz: Float[Tensor, "P 3"]
     rgb: Float[Tensor, "P 3"]
+    sightings: Callable[[], Int[np.ndarray, "S 2"]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """COLMAP's layout: photographs in `images`, cameras and points in `sparse`."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +57,7 @@ class Colmap(Dataset):
         _tell_unregistered(folder, images)
         train, test = self._split(captures)
         points = list(reconstruction.points3D.values())
+        tracked = any(point.track.length() for point in points)
         xyz = np.array([point.xyz for point in points]).reshape(-1, 3)
         rgb = np.array([point.color for point in points]).reshape(-1, 3)
         return assemble(
@@ -65,6 +67,7 @@ class Colmap(Dataset):
             downscale=downscale,
             normalise=self.normalise,
             background=self.background,
+            seen_in=_tracks(reconstruction) if tracked else None,
         )
 
     def _pictures(self) -> tuple[Path, int]:
@@ -126,6 +129,13 @@ class Colmap(Dataset):
         if unknown:
             raise DatasetError(f"{self.test_list}: names {unknown[0]}, which is not among the registered photographs")
         return split(captures, lambda name: name in names)
+
+
+def _tracks(reconstruction: pycolmap.Reconstruction) -> Callable[[str], list[int]]:
+    """The numbers of the points, in the model's order, that COLMAP found in the picture of a name."""
+    numbers = {identity: number for number, identity in enumerate(reconstruction.points3D)}
+    images = {image.name: image for image in registered_images(reconstruction)}
+    return lambda name: [numbers[point.point3D_id] for point in images[name].get_observation_points2D()]
 
 
 def _lens(camera: pycolmap.Camera, model: Path) -> Lens:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from nfc_gs.captures.degradation import Degradation
+from nfc_gs.captures.thinning import Thinning
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.codes.identity import Identity
 from nfc_gs.config import (
@@ -101,6 +102,7 @@ class Experiment:
     threads: NonNegativeInt = 0  # 0: all cores
     photographs_gb: NonNegativeFloat = 4.0  # memory for decoded photographs; what does not fit goes to a temporary file
     dataset: Annotated[Dataset, kind_in("nfc_gs.datasets")]
+    views: Thinning = Thinning()
     degradation: Degradation = Degradation()
     code: Annotated[TargetCode, kind_in("nfc_gs.codes")] = Identity()
     opacity_code: Annotated[TargetCode, kind_in("nfc_gs.codes")] = Identity()

@@ -124,7 +124,7 @@ def train(trainer: Trainer, folder: Path) -> Evaluation | None:
 def build(experiment: Experiment) -> Trainer:
     """Data, first Gaussians, model and trainer, all from the settings and the seed."""
     use_threads(experiment.threads)
-    scene = experiment.degradation(experiment.dataset.load(experiment.seed), experiment.seed)
+    scene = experiment.degradation(_load(experiment), experiment.seed)
     generator = torch.Generator().manual_seed(experiment.seed)
     gaussians = first_gaussians(
         scene,
@@ -220,6 +220,11 @@ def film(run: Run, wish: Film, mode: str, output: Path) -> str:
     return shoot(wish, _scene(run), run.model, mode, output)
 
 
+def _load(experiment: Experiment) -> Scene:
+    """The data set with the views that are trained on, clean."""
+    return experiment.views(experiment.dataset.load(experiment.seed), experiment.seed)
+
+
 def _scene(run: Run) -> Scene:
     """The data set a run was trained on, read again.
 
@@ -227,7 +232,7 @@ def _scene(run: Run) -> Scene:
         DatasetError: as its kind says, and where the run names it.
     """
     try:
-        return run.experiment.dataset.load(run.experiment.seed)
+        return _load(run.experiment)
     except DatasetError as error:
         raise DatasetError(f"{error} (the run's photographs are those named in {run.folder / CONFIG})") from None
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 
 from nfc_gs.captures.degradation import Degradation
 from nfc_gs.captures.pictures import DatasetError
@@ -100,3 +101,39 @@ def test_a_random_background_cannot_be_spoilt() -> None:
 def test_a_quality_above_100_is_refused() -> None:
     with pytest.raises(ValueError, match="quality from 1 to 100"):
         Degradation(jpeg=101)
+
+
+def errors(degradation: Degradation, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """How far cameras were turned, in degrees about their axes, and moved, along them, by scipy's reckoning."""
+    pose = torch.eye(4)
+    pose[:3, :3] = torch.from_numpy(Rotation.from_rotvec([0.4, -0.2, 0.9]).as_matrix())
+    pose[:3, 3] = torch.tensor([1.0, 2.0, 3.0])
+    camera = replace(CAMERA, world_to_camera=pose)
+    views = tuple(replace(scene().train[0], name=str(number), camera=camera) for number in range(count))
+    moved = degradation(replace(scene(), train=views, extent=2.0), 0)
+    rotation = pose[:3, :3].double().numpy()
+    turns, shifts = [], []
+    for view in moved.train:
+        after = view.camera.world_to_camera[:3, :3].double().numpy()
+        turns.append(Rotation.from_matrix(after @ rotation.T).as_rotvec(degrees=True))
+        shifts.append(rotation @ (view.camera.position - camera.position).double().numpy())
+    return np.array(turns), np.array(shifts)
+
+
+def test_poses_are_turned_by_degrees_about_their_own_centres() -> None:
+    turns, shifts = errors(Degradation(rotation=2.0))
+    assert turns.std() == pytest.approx(2.0, rel=0.1)  # of 1,200 numbers
+    assert np.abs(shifts).max() < 1e-5  # float32 of places near 4
+
+
+def test_poses_are_moved_by_shares_of_the_extent() -> None:
+    turns, shifts = errors(Degradation(translation=0.05))
+    assert shifts.std() == pytest.approx(0.05 * 2.0, rel=0.1)
+    assert np.abs(turns).max() < 1e-4
+
+
+def test_wrong_poses_leave_the_photographs_and_the_held_out_views_alone() -> None:
+    before = replace(scene(), random_background=True)
+    after = Degradation(rotation=1.0)(before, 0)
+    assert after.test is before.test and after.train[0].read is before.train[0].read
+    assert not torch.equal(after.train[0].camera.world_to_camera, after.train[1].camera.world_to_camera)

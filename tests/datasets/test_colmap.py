@@ -348,3 +348,43 @@ def test_a_distortion_that_cannot_be_undone_is_refused(tmp_path):
     camera = next(iter(reconstruction.cameras.values()))
     camera.params = [*camera.params[:-1], 1e9]
     refused(Colmap(folder=write(tmp_path, reconstruction)), r"sparse/0: camera 1: its distortion \(k=1e\+09\)")
+
+
+# ---- points of few views
+
+
+def test_a_thinned_capture_keeps_the_points_that_two_of_its_views_have_in_their_tracks(capture):
+    from nfc_gs.captures.thinning import Thinning
+
+    folder, reconstruction = capture
+    # The points of a synthetic capture are in all views: each is left in two of them only, the first ones always in all.
+    generator = np.random.default_rng(0)
+    for point in list(reconstruction.points3D.values())[4:]:
+        elements = [(e.image_id, e.point2D_idx) for e in point.track.elements]
+        for number in generator.permutation(len(elements))[2:]:
+            reconstruction.delete_observation(*elements[number])
+    reconstruction.write(str(folder / "sparse/0"))
+    scene = Colmap(folder=folder, normalise=False).load(0)
+    thinned = Thinning(count=3)(scene, 0)
+    kept = {view.name for view in thinned.train}
+    expected = {
+        tuple(np.float32(point.xyz))
+        for point in reconstruction.points3D.values()
+        if len({reconstruction.images[e.image_id].name for e in point.track.elements} & kept) >= 2
+    }
+    assert 0 < len(expected) < len(scene.points.xyz)
+    assert {tuple(xyz) for xyz in thinned.points.xyz.numpy()} == expected
+
+
+@pytest.mark.data
+def test_six_views_of_fox_leave_a_part_of_its_points(data):
+    from nfc_gs.captures.thinning import Thinning
+
+    scene = Colmap(folder=data / "fox_colmap", downscale=8).load(0)
+    thinned = Thinning(count=6)(scene, 0)
+    assert len(thinned.train) == 6 and len(thinned.test) == len(scene.test) == 7
+    # Counted from points3D.bin by hand: whoever has two of these six pictures in the track.
+    names = {view.name for view in thinned.train}
+    model = pycolmap.Reconstruction(str(data / "fox_colmap/sparse/0"))
+    seen = [{model.images[e.image_id].name for e in p.track.elements} & names for p in model.points3D.values()]
+    assert len(thinned.points.xyz) == sum(len(views) >= 2 for views in seen)
