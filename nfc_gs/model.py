@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from nfc_gs.codes.base import TargetCode
@@ -14,6 +14,7 @@ from nfc_gs.core.gaussians import Gaussians, Population, Splats
 from nfc_gs.core.rendering import Rendering
 from nfc_gs.core.scene import Photograph, Similarity
 from nfc_gs.deformations.base import DeformationField
+from nfc_gs.kernels import pictures, rows
 from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss
 from nfc_gs.rasterizers.base import Rasterizer
 
@@ -133,14 +134,37 @@ class SplatModel:
 def target_of(photograph: Photograph, background: Float[Tensor, "3"]) -> Target:
     """A photograph's 8-bit arrays as float tensors on the background's device, transparent pixels composited over it."""
     device = background.device
-    rgb = torch.from_numpy(photograph.rgb).to(device).float().div_(255)
-    alpha = mask = None
-    if photograph.alpha is not None:
-        alpha = torch.from_numpy(photograph.alpha).to(device).float().div_(255)
+    codes = torch.from_numpy(photograph.rgb)
+    alpha_codes = None if photograph.alpha is None else torch.from_numpy(photograph.alpha)
+    mask = None if photograph.mask is None else torch.from_numpy(photograph.mask).to(device)
+    if device.type == "cpu" and background.dtype == torch.float32:
+        rgb, alpha = _numbers(codes, alpha_codes, background)
+        return Target(rgb=rgb, alpha=alpha, mask=mask)
+    rgb, alpha = codes.to(device).float().div_(255), None
+    if alpha_codes is not None:
+        alpha = alpha_codes.to(device).float().div_(255)
         rgb = rgb + (1 - alpha)[..., None] * background
-    if photograph.mask is not None:
-        mask = torch.from_numpy(photograph.mask).to(device)
     return Target(rgb=rgb, alpha=alpha, mask=mask)
+
+
+def _numbers(
+    codes: UInt8[Tensor, "H W 3"], alpha_codes: UInt8[Tensor, "H W"] | None, background: Float[Tensor, "3"]
+) -> tuple[Tensor, Tensor | None]:
+    """A photograph's colours and alpha as floats, in one pass by the compiled kernel; the same bits as by torch."""
+    height, width = codes.shape[:2]
+    clear = torch.empty(0, width, dtype=torch.uint8) if alpha_codes is None else alpha_codes
+    rgb, alpha = torch.empty(height, width, 3), torch.empty(clear.shape)
+    rows.split(
+        pictures.photograph,
+        height,
+        torch.get_num_threads(),
+        codes.contiguous().view(height, 3 * width).numpy(),
+        clear.contiguous().numpy(),
+        background.contiguous().numpy(),
+        rgb.view(height, 3 * width).numpy(),
+        alpha.numpy(),
+    )
+    return rgb, None if alpha_codes is None else alpha
 
 
 def compare(

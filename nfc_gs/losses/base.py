@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nfc_gs.codes.base import TargetCode
-from nfc_gs.kernels import entropy as kernels
-from nfc_gs.kernels import rows
+from nfc_gs.kernels import entropy, pictures, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +99,49 @@ def masked_mean(values: Float[Tensor, "H W *rest"], mask: Bool[Tensor, "H W"] | 
     return (values * counted).sum() / (counted.sum() * numbers).clamp(min=1)
 
 
+def mean_distance(
+    x: Float[Tensor, "H W 3"], y: Float[Tensor, "H W 3"], mask: Bool[Tensor, "H W"] | None, squared: bool
+) -> Float[Tensor, ""]:
+    """The mean of |x - y|, or of its square, over channels and the pixels that count; 0 if none does.
+
+    Compiled for float32 on a CPU where no gradient to `y` is asked for, plain torch elsewhere.
+    """
+    if x.device.type == "cpu" and x.dtype == y.dtype == torch.float32 and not y.requires_grad:
+        return _MeanDistance.apply(x, y, mask, squared)
+    apart = x - y
+    return masked_mean(apart.square() if squared else apart.abs(), mask)
+
+
+class _MeanDistance(torch.autograd.Function):
+    """`mean_distance` by the compiled kernels: one pass for the value, one for the gradient, nothing in between."""
+
+    @staticmethod
+    def forward(ctx, x, y, mask, squared):  # type: ignore[no-untyped-def]
+        height, width = x.shape[:2]
+        x, y = x.detach().contiguous(), y.contiguous()
+        weights = torch.empty(0, width) if mask is None else mask.float().contiguous()
+        ctx.save_for_backward(x, y, weights)
+        ctx.squared = squared
+        ctx.numbers = 3 * (height * width if mask is None else max(int(mask.sum()), 1))
+        sums = np.empty(height)
+        rows.split(pictures.distances, height, torch.get_num_threads(), *_rows_of(x, y, weights), squared, sums)
+        return x.new_tensor(sums.sum() / ctx.numbers)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        x, y, weights = ctx.saved_tensors
+        by_x = torch.empty_like(x)
+        arguments = *_rows_of(x, y, weights), ctx.squared, np.float32(gradient.item() / ctx.numbers), *_rows_of(by_x)
+        rows.split(pictures.slopes, len(x), torch.get_num_threads(), *arguments)
+        return by_x, None, None, None
+
+
+def _rows_of(*tensors: Tensor) -> list[np.ndarray]:
+    """Contiguous pictures [H W *] as [H W*]."""
+    return [tensor.view(tensor.shape[0], tensor.shape[1:].numel()).numpy() for tensor in tensors]
+
+
 def cross_entropy(
     probabilities: Float[Tensor, "*shape"], labels: Float[Tensor, "*shape"], eps: float
 ) -> Float[Tensor, "*shape"]:
@@ -118,10 +160,10 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, probabilities, labels, eps):  # type: ignore[no-untyped-def]
         if probabilities.device.type == "cpu" and probabilities.dtype == labels.dtype == torch.float32:
             chances, known = probabilities.detach().contiguous(), labels.detach().contiguous()
-            entropy, slope = torch.empty_like(chances), torch.empty_like(chances)
-            arrays = [t.view(-1).numpy() for t in (chances, known, entropy, slope)]
+            result, slope = torch.empty_like(chances), torch.empty_like(chances)
+            arrays = [t.view(-1).numpy() for t in (chances, known, result, slope)]
             rows.split(
-                kernels.cross_entropy,
+                entropy.cross_entropy,
                 chances.numel(),
                 torch.get_num_threads(),
                 *arrays[:2],
@@ -131,9 +173,9 @@ class _CrossEntropy(torch.autograd.Function):
         else:
             clamped = probabilities.clamp(eps, 1 - eps)
             slope = (clamped - labels) / (clamped * (1 - clamped))
-            entropy = -torch.log1p(-clamped) - labels * clamped.logit() + (probabilities - clamped) * slope
+            result = -torch.log1p(-clamped) - labels * clamped.logit() + (probabilities - clamped) * slope
         ctx.save_for_backward(slope)
-        return entropy
+        return result
 
     @staticmethod
     @once_differentiable

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nfc_gs.config import spec
-from nfc_gs.losses.base import Comparison, LossTerm, masked_mean
+from nfc_gs.losses.base import Comparison, LossTerm, mean_distance
 
 
 @spec
@@ -19,7 +19,7 @@ class MSE(LossTerm):
 
     def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
         """The loss, unweighted."""
-        return masked_mean((comparison.rgb - comparison.target_rgb).square(), comparison.mask)
+        return mean_distance(comparison.rgb, comparison.target_rgb, comparison.mask, squared=True)
 
 
 Spec = MSE

@@ -128,12 +128,11 @@ class Trainer:
 
         self.done, self.changing = step, False
         self.seconds += time.perf_counter() - began
-        error = (picture.rgb.detach().clamp(0, 1) - target.rgb) ** 2
         return Report(
             step=step,
             terms={name: term.detach() for name, term in terms.items()},
-            squared_error=error.mean() if target.mask is None else error[target.mask].mean(),
             picture=picture,
+            target=target,
             rates=rates,
             milliseconds=self._milliseconds,
             num_gaussians=len(model.gaussians),

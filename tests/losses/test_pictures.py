@@ -10,7 +10,7 @@ from torch import Tensor
 from nfc_gs.config import ConfigError
 from nfc_gs.core.ssim import mean_ssim
 from nfc_gs.losses.alpha_bce import AlphaBCE
-from nfc_gs.losses.base import LossTerm, cross_entropy, masked_mean
+from nfc_gs.losses.base import LossTerm, cross_entropy, masked_mean, mean_distance
 from nfc_gs.losses.dssim import DSSIM
 from nfc_gs.losses.l1 import L1
 from nfc_gs.losses.mse import MSE
@@ -20,6 +20,7 @@ from nfc_gs.losses.value_bce import ValueBCE
 from tests.losses.comparisons import HEIGHT, WIDTH, comparison, random
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64 sums of few terms
+SINGLE = {"rtol": 1e-6, "atol": 1e-9}  # float32 differences and slopes, float64 sums
 RGB, TARGET = random(0, HEIGHT, WIDTH, 3), random(1, HEIGHT, WIDTH, 3)
 MASK = random(2, HEIGHT, WIDTH) > 0.4
 SATURATED = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64).expand(HEIGHT, WIDTH, 3)
@@ -68,6 +69,31 @@ def test_a_mask_without_pixels_gives_zero_and_no_gradient() -> None:
 def test_a_masked_mean_is_the_mean_of_the_pixels_that_count() -> None:
     torch.testing.assert_close(masked_mean(RGB, MASK), RGB[MASK].mean(), **EXACT)
     torch.testing.assert_close(masked_mean(RGB[..., 0], MASK), RGB[..., 0][MASK].mean(), **EXACT)
+
+
+@pytest.mark.parametrize("squared", [False, True], ids=["absolute", "squared"])
+@pytest.mark.parametrize("mask", [None, MASK, torch.zeros_like(MASK)], ids=["whole", "masked", "nothing"])
+def test_the_compiled_distance_agrees_with_double_precision(squared: bool, mask: Tensor | None) -> None:
+    rgb, target = (RGB * 1.3).float(), TARGET.float()
+    rgb[0, :2] = target[0, :2]  # no slope where the colours are equal
+    single, double = rgb.clone().requires_grad_(), rgb.double().requires_grad_()
+    found, expected = (
+        mean_distance(single, target, mask, squared),
+        mean_distance(double, target.double(), mask, squared),
+    )
+    torch.testing.assert_close(found.double(), expected, **SINGLE)
+    (slope,) = torch.autograd.grad(3 * found, single)
+    torch.testing.assert_close(slope.double(), torch.autograd.grad(3 * expected, double)[0], **SINGLE)
+
+
+def test_the_compiled_distance_is_the_same_on_any_number_of_threads() -> None:
+    rgb, target = RGB.float(), TARGET.float()
+    before, values = torch.get_num_threads(), set()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        values.add(mean_distance(rgb, target, MASK, squared=False).item())
+    torch.set_num_threads(before)
+    assert len(values) == 1
 
 
 def test_dssim_is_one_minus_ssim() -> None:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from jaxtyping import Float
 from torch import Tensor
 
 from nfc_gs.core.scene import Scene
 from nfc_gs.evaluation import Evaluation
-from nfc_gs.model import Picture, SplatModel
+from nfc_gs.losses.base import mean_distance
+from nfc_gs.model import Picture, SplatModel, Target
 
 # How a training ends: `finished` after its last step; `stopped` between two steps, by the user or by a listener's error;
 # `failed` in the middle of a step, so that the model is half changed.
@@ -22,19 +24,24 @@ class Report:
     """One finished step: `step` counts from 1. Tensors are detached and may live on a device: read them only when due.
 
     `terms` are the weighted losses by kind; `rates` the learning rates; `milliseconds` the wall time of each phase;
-    `squared_error` the mean over the pixels that count; `evaluation` the held-out views, at the steps where they were
-    looked at; `seconds` the training's wall time so far, evaluation and saving not counted.
+    `target` what the picture was compared with; `evaluation` the held-out views, at the steps where they were looked at;
+    `seconds` the training's wall time so far, evaluation and saving not counted.
     """
 
     step: int
     terms: Mapping[str, Tensor]
-    squared_error: Tensor
     picture: Picture
+    target: Target
     rates: Mapping[str, float]
     milliseconds: Mapping[str, float]
     num_gaussians: int
     seconds: float
     evaluation: Evaluation | None = None
+
+    @property
+    def squared_error(self) -> Float[Tensor, ""]:
+        """The mean over the pixels that count, of colours as they are shown; worked out when somebody asks."""
+        return mean_distance(self.picture.rgb.detach().clamp(0, 1), self.target.rgb, self.target.mask, squared=True)
 
 
 @dataclass(frozen=True, kw_only=True)
