@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dynamic.fields.waking import waking_rates
-from dynamic.kernels import skinning as kernels
+from dynamic.kernels import skinning, splines
 from nfc_gs.config import NonNegativeFloat, PositiveFloat, PositiveInt, Share, spec
 from nfc_gs.core.gaussians import Gaussians, Population
 from nfc_gs.core.rotations import quats_to_matrices
@@ -41,7 +41,6 @@ class Skeleton(DeformationField):
     reach: Tensor
     awake: Tensor
     sparse: Tensor
-    roughness: Tensor
 
     def __init__(self, settings: "Bases", bounds: Float[Tensor, "2 3"], num_times: int) -> None:
         super().__init__()
@@ -53,26 +52,19 @@ class Skeleton(DeformationField):
         self.register_buffer("reach", torch.ones(()))
         self.register_buffer("awake", torch.zeros((), dtype=torch.bool))
         self.register_buffer("sparse", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("roughness", _roughness(self.levels, settings.bones), persistent=False)
 
     def forward(self, gaussians: Gaussians, time: float) -> Moved:
         """The Gaussians where their bones carry them; sizes, opacities and colours stay."""
         if not self.awake:
             return Moved(gaussians=gaussians)
-        rotations, translations, quats = self.motions(time)
-        shifts = self.centres - (rotations @ self.centres[:, :, None])[:, :, 0] + translations
-        bones = torch.cat([rotations.flatten(1), shifts, quats], 1)
+        bones = pose(self.controls, self.centres, self.unit, self.levels, time)
         keep = self.settings.keep if self.sparse else self.settings.bones
         means, turned = skin(gaussians.motion, bones, gaussians.means, gaussians.quats, keep)
         return Moved(gaussians=replace(gaussians, means=means, quats=turned))
 
     def motions(self, time: float) -> tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 3"], Float[Tensor, "M 4"]]:
         """Each bone's rotation about its centre, its translation in world units, and the rotation as a unit quaternion."""
-        basis = torch.cat([spline_weights(time, level) for level in self.levels]).to(self.controls)
-        sums = (basis @ self.controls.flatten(1)).unflatten(0, (-1, 7))
-        upright = sums.new_tensor([1.0, 0.0, 0.0, 0.0])
-        quats = nn.functional.normalize(upright + sums[:, 3:], dim=-1)
-        return quats_to_matrices(quats), self.unit * sums[:, :3], quats
+        return motions_plain(self.controls, self.unit, self.levels, time)
 
     def weights(self, gaussians: Gaussians) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
         """The bones that each Gaussian hangs on, most important first, and its weights, which sum to one.
@@ -118,8 +110,7 @@ class Skeleton(DeformationField):
         if not self.awake:
             return penalties
         if self.settings.acceleration > 0:
-            rough = self.roughness @ self.controls.flatten(1)
-            penalties["acceleration"] = self.settings.acceleration * rough.square().sum()
+            penalties["acceleration"] = acceleration(self.controls, self.levels, self.settings.acceleration)
         if self.settings.rigidity > 0 and len(self.centres) > 1:
             penalties["rigidity"] = self.settings.rigidity * self._rigidity(time)
         return penalties
@@ -146,33 +137,90 @@ class Skeleton(DeformationField):
         }
 
 
-def spline_weights(time: float, controls: int) -> Float[Tensor, " K"]:
-    """The weights, at a time in [0, 1], of the control points of a uniform cubic B-spline: at most four are not zero."""
+def spline_span(time: float, controls: int) -> tuple[int, tuple[float, float, float, float]]:
+    """The control points of a uniform cubic B-spline that count at a time in [0, 1]: the first, and all four's weights."""
     spans = controls - 3
     position = min(max(time, 0.0), 1.0) * spans
     span = min(int(position), spans - 1)
     u = position - span
-    weights = torch.zeros(controls, dtype=torch.float64)
-    weights[span : span + 4] = torch.tensor(
-        [(1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3], dtype=torch.float64
+    return span, (
+        (1 - u) ** 3 / 6,
+        (3 * u**3 - 6 * u**2 + 4) / 6,
+        (-3 * u**3 + 3 * u**2 + 3 * u + 1) / 6,
+        u**3 / 6,
     )
-    return weights / 6
 
 
-def _roughness(levels: list[int], bones: int) -> Float[Tensor, "rows K"]:
-    """A matrix whose product with the control points is their second differences, scaled as the penalty wants them.
+def spline_weights(time: float, controls: int) -> Float[Tensor, " K"]:
+    """The weights of all control points of a uniform cubic B-spline at a time in [0, 1]; at most four are not zero."""
+    first, some = spline_span(time, controls)
+    weights = torch.zeros(controls, dtype=torch.float64)
+    weights[first : first + 4] = torch.tensor(some, dtype=torch.float64)
+    return weights
 
-    A level of K control points counts K^2 / 100 times the mean square of its second differences: steps between
-    neighbours that are K times shorter in time may be more abrupt, but not by as much as a true acceleration, whose
-    square grows by K^4, would ask.
+
+def motions_plain(
+    controls: Float[Tensor, "rows M 7"], unit: float, levels: list[int], time: float
+) -> tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 3"], Float[Tensor, "M 4"]]:
+    """Each bone's rotation, translation in world units, and rotation as a unit quaternion, at a time."""
+    basis = torch.cat([spline_weights(time, level) for level in levels]).to(controls)
+    sums = (basis @ controls.flatten(1)).unflatten(0, (-1, 7))
+    upright = sums.new_tensor([1.0, 0.0, 0.0, 0.0])
+    quats = nn.functional.normalize(upright + sums[:, 3:], dim=-1)
+    return quats_to_matrices(quats), unit * sums[:, :3], quats
+
+
+def pose(
+    controls: Float[Tensor, "rows M 7"], centres: Float[Tensor, "M 3"], unit: float, levels: list[int], time: float
+) -> Float[Tensor, "M 16"]:
+    """The bones at a time, as `skin` wants them. Differentiable in the control points, and in nothing else.
+
+    Compiled for float32 on a CPU, plain torch elsewhere.
+
+    Args:
+        controls: of all levels, one level after the other; see `Skeleton`.
+        centres: what each bone turns about.
+        unit: of translations.
+        levels: how many control points each level has.
+        time: in [0, 1].
     """
-    blocks = []
-    for level in levels:
-        second = torch.zeros(level - 2, level)
-        for row in range(level - 2):
-            second[row, row : row + 3] = torch.tensor([1.0, -2.0, 1.0])
-        blocks.append(second * (level / 10) / math.sqrt((level - 2) * bones))
-    return torch.block_diag(*blocks)
+    if controls.device.type == "cpu" and controls.dtype == torch.float32:
+        return _Pose.apply(controls, centres, unit, levels, time)
+    return pose_plain(controls, centres, unit, levels, time)
+
+
+def pose_plain(
+    controls: Float[Tensor, "rows M 7"], centres: Float[Tensor, "M 3"], unit: float, levels: list[int], time: float
+) -> Float[Tensor, "M 16"]:
+    """The same as `pose`, in plain torch on any device and in any precision."""
+    rotations, translations, quats = motions_plain(controls, unit, levels, time)
+    shifts = centres - (rotations @ centres[:, :, None])[:, :, 0] + translations
+    return torch.cat([rotations.flatten(1), shifts, quats], 1)
+
+
+def acceleration(controls: Float[Tensor, "rows M 7"], levels: list[int], weight: float) -> Float[Tensor, ""]:
+    """`weight` times the sum over the levels of K^2 / 100 times the mean square second difference of K control points.
+
+    Steps between neighbours that are K times shorter in time may be more abrupt, but not by as much as a true
+    acceleration, whose square grows by K^4, would ask. Compiled for float32 on a CPU, plain torch elsewhere.
+    """
+    if controls.device.type == "cpu" and controls.dtype == torch.float32:
+        return _Acceleration.apply(controls, levels, weight)
+    return acceleration_plain(controls, levels, weight)
+
+
+def acceleration_plain(controls: Float[Tensor, "rows M 7"], levels: list[int], weight: float) -> Float[Tensor, ""]:
+    """The same as `acceleration`, in plain torch on any device and in any precision."""
+    terms = [
+        share * level.diff(n=2, dim=0).square().sum()
+        for share, level in zip(_shares(levels, controls.shape[1], weight), controls.split(levels), strict=True)
+    ]
+    return torch.stack(terms).sum()
+
+
+def _shares(levels: list[int], bones: int, weight: float) -> list[float]:
+    """What a level's sum of squares counts in the penalty of the acceleration."""
+    return [weight * (level / 10) ** 2 / ((level - 2) * bones) for level in levels]
 
 
 def farthest_points(points: Float[Tensor, "P 3"], count: int) -> Float[Tensor, "M 3"]:
@@ -248,43 +296,86 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
+class _Pose(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, controls, centres, unit, levels, time):
+        rows: list[int] = []
+        shares: list[float] = []
+        first = 0
+        for level in levels:
+            span, weights = spline_span(time, level)
+            rows += range(first + span, first + span + 4)
+            shares += weights
+            first += level
+        ctx.inputs = (
+            _array(controls), np.array(rows), np.array(shares, np.float32), _array(centres), np.float32(unit)
+        )  # fmt: skip
+        bones = np.empty((controls.shape[1], skinning.NUMBERS), np.float32)
+        splines.pose(*ctx.inputs, bones)
+        return torch.from_numpy(bones)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_bones):
+        by_controls = np.zeros_like(ctx.inputs[0])
+        splines.pose_backward(*ctx.inputs, _array(by_bones), by_controls)
+        return torch.from_numpy(by_controls), None, None, None, None
+
+
+class _Acceleration(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, controls, levels, weight):
+        rows = _array(controls).reshape(len(controls), -1)
+        shares = np.array(_shares(levels, controls.shape[1], weight), np.float32)
+        gradient = np.empty_like(rows)
+        value = splines.roughness(rows, np.array(levels), shares, gradient)
+        ctx.gradient = torch.from_numpy(gradient).view_as(controls)
+        return controls.new_tensor(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_value):
+        return by_value * ctx.gradient, None, None
+
+
 class _Skin(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, bones, means, quats, keep):
         count, num_bones = logits.shape
+        blocks, tall = skinning.padded(count) // skinning.LANES, skinning.padded(num_bones)
         threads = torch.get_num_threads()
-        inputs = tuple(map(_array, (logits, bones, means, quats)))
-        weights = np.empty((count, kernels.padded(keep)), np.float32)
-        chosen = np.empty((count if keep < num_bones else 0, keep), np.int64)
-        moved, turned = np.empty((count, 3), np.float32), np.empty((count, 4), np.float32)
+        padded = np.zeros((tall, skinning.NUMBERS), np.float32)
+        padded[:num_bones] = _array(bones)
+        means, quats = _array(means), _array(quats)
+        inputs = (_array(logits), padded, means, quats, keep)
+        weights = np.empty((blocks, tall, skinning.LANES), np.float32)
+        blends = np.empty((blocks, skinning.NUMBERS, skinning.LANES), np.float32)
+        moved, turned = np.empty_like(means), np.empty_like(quats)
         share(
-            lambda number: kernels.forward(
-                *part(count, number, threads), *inputs, keep, chosen, weights, moved, turned
-            ),
+            lambda number: skinning.forward(*part(blocks, number, threads), *inputs, weights, blends, moved, turned),
             threads,
         )
-        ctx.saved = (*inputs[1:], keep, chosen, weights)
+        ctx.num_bones, ctx.saved = num_bones, (padded, means, quats, weights, blends)
         return torch.from_numpy(moved), torch.from_numpy(turned)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, by_moved, by_turned):
-        bones, *others = ctx.saved
-        count, num_bones, threads = len(by_moved), len(bones), torch.get_num_threads()
-        columns = np.zeros((kernels.NUMBERS, kernels.padded(num_bones)), np.float32)
-        columns[:, :num_bones] = bones.T
-        by_logits = np.zeros((count, num_bones), np.float32)
-        by_means, by_quats = np.empty((count, 3), np.float32), np.empty((count, 4), np.float32)
+        padded, means, quats, weights, blends = ctx.saved
+        threads = torch.get_num_threads()
+        by_logits = np.empty((len(means), ctx.num_bones), np.float32)
+        by_means, by_quats = np.empty_like(means), np.empty_like(quats)
         # One sum for each thread, added up in the order of the threads.
-        by_bones = np.zeros((threads, *bones.shape), np.float32)
-        saved, incoming = (bones, columns, *others), (_array(by_moved), _array(by_turned))
+        by_bones = np.zeros((threads, *padded.shape), np.float32)
+        saved, incoming = (padded, means, quats, weights, blends), (_array(by_moved), _array(by_turned))
         share(
-            lambda number: kernels.backward(
-                *part(count, number, threads), *saved, *incoming, by_logits, by_bones[number], by_means, by_quats
+            lambda number: skinning.backward(
+                *part(len(weights), number, threads), *saved, *incoming, by_logits, by_bones[number], by_means, by_quats
             ),
             threads,
         )
-        return *map(torch.from_numpy, (by_logits, by_bones.sum(0), by_means, by_quats)), None
+        by_bones = by_bones.sum(0)[: ctx.num_bones]
+        return *map(torch.from_numpy, (by_logits, by_bones, by_means, by_quats)), None
 
 
 @spec

@@ -4,30 +4,34 @@ A bone m has sixteen numbers: a rotation matrix by rows (9), a translation (3) a
 wxyz (4). A Gaussian's weights w are the softmax of its largest `keep` logits. Its blend is B = sum of w_m times bone m;
 its mean moves to B_matrix x + B_translation (linear blend skinning), its quaternion becomes B_quaternion times q.
 
-Rows of weights are as long as whole vectors of `LANES` numbers (`padded`); what is beyond the kept bones has no meaning.
+Sixteen Gaussians, a block, are moved at a time, one in each lane. `weights` [blocks tall 16] and `blends` [blocks 16 16]
+pass from `forward` to `backward`; bones are padded with zeros to [tall 16], and the weights of what is no bone are next
+to nothing.
 """
 
 import numpy as np
 from numba import float32, njit
-from numba.cpython.unsafe.numbers import trailing_zeros
 
 from nfc_gs.kernels.simd import (
     LANES,
+    above,
     add,
     at_least,
-    below,
-    bits,
+    both,
     broadcast,
+    divide,
     exp2,
     fill,
     fma,
-    largest,
+    fnma,
     load,
     maximum,
+    minimum,
     multiply,
     select,
     store,
     subtract,
+    transpose,
 )
 
 # The numbers of a bone: just one vector.
@@ -40,141 +44,244 @@ _SETTINGS = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": T
 
 
 def padded(count: int) -> int:
-    """The length of a row that holds `count` numbers in whole vectors."""
+    """The next multiple of `LANES`."""
     return -(-count // LANES) * LANES
 
 
 @njit(**_SETTINGS)
-def _choose(logits, i, keep, chosen, heights, row):
-    """The columns of the `keep` largest logits of row i; of equal ones the first columns win."""
-    for m in range(logits.shape[1]):
-        row[m] = logits[i, m]
-    # The last of the `keep` largest different heights: each the largest of those below the one before.
-    nothing = fill(_NOTHING)
-    bar = float32(0)
-    for rank in range(keep):
-        top = nothing
-        for m in range(0, len(row), LANES):
-            lanes = load(row, m)
-            top = maximum(top, lanes if rank == 0 else select(below(lanes, fill(bar)), lanes, nothing))
-        bar = largest(top)
-    found = 0
-    for m in range(0, len(row), LANES):
-        mask = bits(at_least(load(row, m), fill(bar)))
-        while mask:
-            if found == keep:
-                _choose_slowly(i, keep, chosen, heights, row)
-                return
-            column = m + trailing_zeros(mask)
-            mask &= mask - np.uint32(1)
-            heights[found] = row[column]
-            chosen[i, found] = column
-            found += 1
+def _columns(rows, start, columns):
+    """Writes the 16 rows from `start` on as columns [tall 16]; of a last block's missing rows the last row is repeated."""
+    last, width = len(rows) - 1, rows.shape[1]
+    for first in range(0, width, LANES):
+        block = columns[LANES * first : LANES * (first + LANES)]
+        for lane in range(LANES):
+            row = min(start + lane, last)
+            if first + LANES <= width:
+                store(block, LANES * lane, load(rows, row * width + first))
+            else:
+                store(block, LANES * lane, fill(_NOTHING))
+                for k in range(first, width):
+                    block[LANES * lane + k - first] = rows[row, k]
+        transpose(block)
 
 
 @njit(**_SETTINGS)
-def _choose_slowly(i, keep, chosen, heights, row):
-    """The same where some logits are equal; `row` is used up."""
-    for rank in range(keep):
-        column = 0
-        for m in range(1, len(row)):
-            if row[m] > row[column]:
-                column = m
-        heights[rank] = row[column]
-        chosen[i, rank] = column
-        row[column] = _NOTHING
+def _rows(columns, start, rows):
+    """Writes columns [tall 16] as the 16 rows from `start` on, or as many as there are; `columns` are used up."""
+    count, width = min(len(rows) - start, LANES), rows.shape[1]
+    for first in range(0, width, LANES):
+        block = columns[LANES * first : LANES * (first + LANES)]
+        transpose(block)
+        for lane in range(count):
+            row = start + lane
+            if first + LANES <= width:
+                store(rows, row * width + first, load(block, LANES * lane))
+            else:
+                for k in range(first, width):
+                    rows[row, k] = block[LANES * lane + k - first]
 
 
 @njit(**_SETTINGS)
-def _total(lanes, scratch):
-    """The sum of the sixteen numbers of a vector."""
-    store(scratch, 0, lanes)
-    total = float32(0)
-    for k in range(LANES):
-        total += scratch[k]
-    return total
-
-
-@njit(**_SETTINGS)
-def _soften(heights, weights, start, scratch):
-    """Writes the softmax of `heights` to `weights[start:]`."""
-    length = len(heights)
-    top = fill(_NOTHING)
-    for m in range(0, length, LANES):
-        top = maximum(top, load(heights, m))
-    highest, log2e, lowest = fill(largest(top)), fill(_LOG2E), fill(_LOWEST)
-    sums = fill(float32(0))
-    for m in range(0, length, LANES):
-        power = exp2(maximum(multiply(subtract(load(heights, m), highest), log2e), lowest))
-        store(weights, start + m, power)
-        sums = add(sums, power)
-    inverse = fill(float32(1) / _total(sums, scratch))
-    for m in range(0, length, LANES):
-        store(weights, start + m, multiply(load(weights, start + m), inverse))
-
-
-@njit(**_SETTINGS)
-def _blend(weights, start, keep, chosen, bones, i, blend):
-    """Writes the weighted sum of row i's bones."""
-    total = fill(float32(0))
-    if len(chosen) == 0:
-        for m in range(keep):
-            total = fma(broadcast(weights, start + m), load(bones, NUMBERS * m), total)
+def _few_columns(rows, start, columns):
+    """`_columns` for rows of a few numbers."""
+    width = rows.shape[1]
+    some = rows.reshape(-1)[start * width : (start + LANES) * width]
+    if len(some) == LANES * width:
+        for k in range(width):
+            for lane in range(LANES):
+                columns[LANES * k + lane] = some[width * lane + k]
     else:
-        for rank in range(keep):
-            total = fma(broadcast(weights, start + rank), load(bones, NUMBERS * chosen[i, rank]), total)
-    store(blend, 0, total)
+        for lane in range(LANES):
+            row = min(width * lane, len(some) - width)
+            for k in range(width):
+                columns[LANES * k + lane] = some[row + k]
 
 
 @njit(**_SETTINGS)
-def forward(first, last, logits, bones, means, quats, keep, chosen, weights, moved_means, moved_quats):
-    """Writes the moved means [N 3] and quaternions [N 4] of the rows first .. last.
+def _few_rows(columns, start, rows):
+    """`_rows` for rows of a few numbers."""
+    width = rows.shape[1]
+    some = rows.reshape(-1)[start * width : (start + LANES) * width]
+    for k in range(width):
+        for lane in range(len(some) // width):
+            some[width * lane + k] = columns[LANES * k + lane]
 
-    `weights` [N padded(keep)] is filled for the backward pass, and `chosen` [N keep] with the bones they belong to; where
-    all bones are kept, `chosen` has no rows and weight m is bone m's.
+
+@njit(**_SETTINGS)
+def _largest(heights, count, keep, rest, tops):
+    """Writes the `keep` largest of each lane's `count` heights, sorted, and perhaps some more; `rest` is scratch.
+
+    Each height sinks below those that are not smaller: past four at a time, which stay in registers.
     """
-    length = weights.shape[1]
-    heights = np.full(length, _NOTHING)
-    row = np.full(-(-logits.shape[1] // LANES) * LANES, _NOTHING)
-    scratch, blend = np.empty(LANES, np.float32), np.empty(NUMBERS, np.float32)
-    for i in range(first, last):
-        if len(chosen) == 0:
-            for m in range(keep):
-                heights[m] = logits[i, m]
-        else:
-            _choose(logits, i, keep, chosen, heights, row)
-        _soften(heights, weights, i * length, scratch)
-        _blend(weights, i * length, keep, chosen, bones, i, blend)
-        x, y, z = means[i, 0], means[i, 1], means[i, 2]
-        for k in range(3):
-            moved_means[i, k] = blend[3 * k] * x + blend[3 * k + 1] * y + blend[3 * k + 2] * z + blend[9 + k]
-        aw, ax, ay, az = blend[12], blend[13], blend[14], blend[15]
-        bw, bx, by, bz = quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]
-        moved_quats[i, 0] = aw * bw - ax * bx - ay * by - az * bz
-        moved_quats[i, 1] = aw * bx + ax * bw + ay * bz - az * by
-        moved_quats[i, 2] = aw * by - ax * bz + ay * bw + az * bx
-        moved_quats[i, 3] = aw * bz + ax * by - ay * bx + az * bw
+    for rank in range(0, keep, 4):
+        source = rest if rank > 0 else heights
+        a = b = c = d = fill(_NOTHING)
+        for place in range(0, LANES * count, LANES):
+            sinking = load(source, place)
+            a, sinking = maximum(a, sinking), minimum(a, sinking)
+            b, sinking = maximum(b, sinking), minimum(b, sinking)
+            c, sinking = maximum(c, sinking), minimum(c, sinking)
+            d, sinking = maximum(d, sinking), minimum(d, sinking)
+            store(rest, place, sinking)
+        store(tops, LANES * rank, a)
+        store(tops, LANES * (rank + 1), b)
+        store(tops, LANES * (rank + 2), c)
+        store(tops, LANES * (rank + 3), d)
 
 
 @njit(**_SETTINGS)
-def _pull(blend, means, quats, by_moved_means, by_moved_quats, i, pull, by_means, by_quats):
-    """Writes row i's gradients of the blend (`pull`), the mean and the quaternion."""
-    gx, gy, gz = by_moved_means[i, 0], by_moved_means[i, 1], by_moved_means[i, 2]
+def _soften(heights, count, keep, rest, tops, weights, start):
+    """Writes to `weights[start:]` each lane's softmax of its `keep` largest heights; of equal ones the first are kept."""
+    log2e, lowest, nothing, one = fill(_LOG2E), fill(_LOWEST), fill(float32(0)), fill(float32(1))
+    _largest(heights, count, keep if keep < count else 1, rest, tops)
+    highest, total = load(tops, 0), nothing
+    tall = len(heights)
+    if keep == count:
+        for place in range(0, tall, LANES):
+            power = exp2(maximum(multiply(subtract(load(heights, place), highest), log2e), lowest))
+            store(weights, start + place, power)
+            total = add(total, power)
+    else:
+        bar = load(tops, LANES * (keep - 1))
+        # How many of those as high as the bar are kept.
+        room = nothing
+        for rank in range(keep):
+            room = add(room, select(at_least(bar, load(tops, LANES * rank)), one, nothing))
+        for place in range(0, tall, LANES):
+            height = load(heights, place)
+            power = exp2(maximum(multiply(subtract(height, highest), log2e), lowest))
+            equal = both(at_least(height, bar), at_least(bar, height))
+            power = select(above(height, bar), power, select(both(equal, above(room, nothing)), power, nothing))
+            room = subtract(room, select(equal, one, nothing))
+            store(weights, start + place, power)
+            total = add(total, power)
+    inverse = divide(one, total)
+    for place in range(start, start + tall, LANES):
+        store(weights, place, multiply(load(weights, place), inverse))
+
+
+@njit(**_SETTINGS)
+def _blend(weights, start, tall, bones, blends, to):
+    """Writes to `blends[to:]` the weighted sums of the bones' numbers, four numbers at a time."""
+    for k in range(0, NUMBERS, 4):
+        a = b = c = d = fill(float32(0))
+        for m in range(tall):
+            weight = load(weights, start + LANES * m)
+            a = fma(weight, broadcast(bones, NUMBERS * m + k), a)
+            b = fma(weight, broadcast(bones, NUMBERS * m + k + 1), b)
+            c = fma(weight, broadcast(bones, NUMBERS * m + k + 2), c)
+            d = fma(weight, broadcast(bones, NUMBERS * m + k + 3), d)
+        store(blends, to + LANES * k, a)
+        store(blends, to + LANES * (k + 1), b)
+        store(blends, to + LANES * (k + 2), c)
+        store(blends, to + LANES * (k + 3), d)
+
+
+@njit(**_SETTINGS)
+def _move(blends, start, means, quats):
+    """Moves sixteen means and quaternions, given as columns, in place."""
+    x, y, z = load(means, 0), load(means, LANES), load(means, 2 * LANES)
+    for k in range(3):
+        row = start + 3 * LANES * k
+        moved = fma(load(blends, row), x, load(blends, start + LANES * (9 + k)))
+        moved = fma(load(blends, row + 2 * LANES), z, fma(load(blends, row + LANES), y, moved))
+        store(means, LANES * k, moved)
+    q = start + 12 * LANES
+    aw, ax, ay, az = load(blends, q), load(blends, q + LANES), load(blends, q + 2 * LANES), load(blends, q + 3 * LANES)
+    bw, bx, by, bz = load(quats, 0), load(quats, LANES), load(quats, 2 * LANES), load(quats, 3 * LANES)
+    store(quats, 0, fnma(az, bz, fnma(ay, by, fnma(ax, bx, multiply(aw, bw)))))
+    store(quats, LANES, fnma(az, by, fma(ay, bz, fma(ax, bw, multiply(aw, bx)))))
+    store(quats, 2 * LANES, fma(az, bx, fma(ay, bw, fnma(ax, bz, multiply(aw, by)))))
+    store(quats, 3 * LANES, fma(az, bw, fnma(ay, bx, fma(ax, by, multiply(aw, bz)))))
+
+
+@njit(**_SETTINGS)
+def forward(first, last, logits, bones, means, quats, keep, weights, blends, moved_means, moved_quats):
+    """Writes the moved means [N 3] and quaternions [N 4] of the blocks first .. last, and their weights and blends."""
+    count, tall = logits.shape[1], len(bones)
+    heights, rest = np.empty(LANES * tall, np.float32), np.empty(LANES * tall, np.float32)
+    tops = np.empty(LANES * (keep + 3), np.float32)
+    some_means, some_quats = np.empty(3 * LANES, np.float32), np.empty(4 * LANES, np.float32)
+    for block in range(first, last):
+        _columns(logits, LANES * block, heights)
+        _soften(heights, count, keep, rest, tops, weights, LANES * tall * block)
+        _blend(weights, LANES * tall * block, tall, bones, blends, LANES * NUMBERS * block)
+        _few_columns(means, LANES * block, some_means)
+        _few_columns(quats, LANES * block, some_quats)
+        _move(blends, LANES * NUMBERS * block, some_means, some_quats)
+        _few_rows(some_means, LANES * block, moved_means)
+        _few_rows(some_quats, LANES * block, moved_quats)
+
+
+@njit(**_SETTINGS)
+def _pull(blends, start, means, quats, by_means, by_quats, pulls):
+    """Writes the gradients of sixteen blends; those of the moved means and quaternions become those of the unmoved."""
+    gx, gy, gz = load(by_means, 0), load(by_means, LANES), load(by_means, 2 * LANES)
     for j in range(3):
-        pull[j], pull[3 + j], pull[6 + j] = gx * means[i, j], gy * means[i, j], gz * means[i, j]
-        by_means[i, j] = blend[j] * gx + blend[3 + j] * gy + blend[6 + j] * gz
-    pull[9], pull[10], pull[11] = gx, gy, gz
-    gw, gi, gj, gk = by_moved_quats[i, 0], by_moved_quats[i, 1], by_moved_quats[i, 2], by_moved_quats[i, 3]
-    aw, ax, ay, az = blend[12], blend[13], blend[14], blend[15]
-    bw, bx, by, bz = quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]
-    pull[12] = gw * bw + gi * bx + gj * by + gk * bz
-    pull[13] = -gw * bx + gi * bw - gj * bz + gk * by
-    pull[14] = -gw * by + gi * bz + gj * bw - gk * bx
-    pull[15] = -gw * bz - gi * by + gj * bx + gk * bw
-    by_quats[i, 0] = gw * aw + gi * ax + gj * ay + gk * az
-    by_quats[i, 1] = -gw * ax + gi * aw + gj * az - gk * ay
-    by_quats[i, 2] = -gw * ay - gi * az + gj * aw + gk * ax
-    by_quats[i, 3] = -gw * az + gi * ay - gj * ax + gk * aw
+        mean, column = load(means, LANES * j), start + LANES * j
+        store(pulls, LANES * j, multiply(gx, mean))
+        store(pulls, LANES * (3 + j), multiply(gy, mean))
+        store(pulls, LANES * (6 + j), multiply(gz, mean))
+        by_mean = fma(load(blends, column + 3 * LANES), gy, multiply(load(blends, column), gx))
+        store(by_means, LANES * j, fma(load(blends, column + 6 * LANES), gz, by_mean))
+    store(pulls, 9 * LANES, gx)
+    store(pulls, 10 * LANES, gy)
+    store(pulls, 11 * LANES, gz)
+    q = start + 12 * LANES
+    aw, ax, ay, az = load(blends, q), load(blends, q + LANES), load(blends, q + 2 * LANES), load(blends, q + 3 * LANES)
+    bw, bx, by, bz = load(quats, 0), load(quats, LANES), load(quats, 2 * LANES), load(quats, 3 * LANES)
+    gw, gi, gj, gk = load(by_quats, 0), load(by_quats, LANES), load(by_quats, 2 * LANES), load(by_quats, 3 * LANES)
+    store(pulls, 12 * LANES, fma(gk, bz, fma(gj, by, fma(gi, bx, multiply(gw, bw)))))
+    store(pulls, 13 * LANES, fma(gk, by, fnma(gj, bz, fnma(gw, bx, multiply(gi, bw)))))
+    store(pulls, 14 * LANES, fnma(gk, bx, fma(gj, bw, fnma(gw, by, multiply(gi, bz)))))
+    store(pulls, 15 * LANES, fma(gk, bw, fma(gj, bx, fnma(gw, bz, fnma(gi, by, fill(float32(0)))))))
+    store(by_quats, 0, fma(gk, az, fma(gj, ay, fma(gi, ax, multiply(gw, aw)))))
+    store(by_quats, LANES, fnma(gk, ay, fma(gj, az, fnma(gw, ax, multiply(gi, aw)))))
+    store(by_quats, 2 * LANES, fma(gk, ax, fnma(gi, az, fnma(gw, ay, multiply(gj, aw)))))
+    store(by_quats, 3 * LANES, fnma(gj, ax, fma(gi, ay, fnma(gw, az, multiply(gk, aw)))))
+
+
+@njit(**_SETTINGS)
+def _by_heights(weights, start, tall, bones, pulls, by_heights):
+    """Writes the gradients of sixteen Gaussians' logits: through the blend, four bones at a time, then the softmax."""
+    along = fill(float32(0))
+    for m in range(0, tall, 4):
+        a = b = c = d = fill(float32(0))
+        for k in range(NUMBERS):
+            pull, place = load(pulls, LANES * k), NUMBERS * m + k
+            a = fma(pull, broadcast(bones, place), a)
+            b = fma(pull, broadcast(bones, place + NUMBERS), b)
+            c = fma(pull, broadcast(bones, place + 2 * NUMBERS), c)
+            d = fma(pull, broadcast(bones, place + 3 * NUMBERS), d)
+        at = start + LANES * m
+        along = fma(load(weights, at + LANES), b, fma(load(weights, at), a, along))
+        along = fma(load(weights, at + 3 * LANES), d, fma(load(weights, at + 2 * LANES), c, along))
+        store(by_heights, LANES * m, a)
+        store(by_heights, LANES * (m + 1), b)
+        store(by_heights, LANES * (m + 2), c)
+        store(by_heights, LANES * (m + 3), d)
+    for place in range(0, LANES * tall, LANES):
+        by_height = multiply(load(weights, start + place), subtract(load(by_heights, place), along))
+        store(by_heights, place, by_height)
+
+
+@njit(**_SETTINGS)
+def _by_bones(weights, start, tall, pulls, by_bones):
+    """Adds sixteen Gaussians' gradients of the bones, four bones at a time; here `pulls` lie in rows."""
+    for m in range(0, tall, 4):
+        place, at = NUMBERS * m, start + LANES * m
+        a, b = load(by_bones, place), load(by_bones, place + NUMBERS)
+        c, d = load(by_bones, place + 2 * NUMBERS), load(by_bones, place + 3 * NUMBERS)
+        for lane in range(LANES):
+            pull = load(pulls, NUMBERS * lane)
+            a = fma(pull, broadcast(weights, at + lane), a)
+            b = fma(pull, broadcast(weights, at + LANES + lane), b)
+            c = fma(pull, broadcast(weights, at + 2 * LANES + lane), c)
+            d = fma(pull, broadcast(weights, at + 3 * LANES + lane), d)
+        store(by_bones, place, a)
+        store(by_bones, place + NUMBERS, b)
+        store(by_bones, place + 2 * NUMBERS, c)
+        store(by_bones, place + 3 * NUMBERS, d)
 
 
 @njit(**_SETTINGS)
@@ -182,12 +289,10 @@ def backward(
     first,
     last,
     bones,
-    columns,
     means,
     quats,
-    keep,
-    chosen,
     weights,
+    blends,
     by_moved_means,
     by_moved_quats,
     by_logits,
@@ -195,40 +300,30 @@ def backward(
     by_means,
     by_quats,
 ):
-    """Writes the gradients of logits, means and quaternions in the rows first .. last, and adds that of the bones.
+    """Writes the gradients of logits, means and quaternions in the blocks first .. last, and adds that of the bones.
 
-    `columns` [16 padded(M)] are the bones transposed. `by_logits` [N M] must be zeros where bones are left out;
-    `by_bones` [M 16] belongs to the calling thread alone.
+    `by_bones` [tall 16] belongs to the calling thread alone.
     """
-    length, tall = weights.shape[1], columns.shape[1]
-    pulls, scratch = np.empty(length, np.float32), np.empty(LANES, np.float32)
-    blend, pull = np.empty(NUMBERS, np.float32), np.empty(NUMBERS, np.float32)
-    for i in range(first, last):
-        start = i * length
-        _blend(weights, start, keep, chosen, bones, i, blend)
-        _pull(blend, means, quats, by_moved_means, by_moved_quats, i, pull, by_means, by_quats)
-        whole = load(pull, 0)
-        if len(chosen) == 0:
-            # d loss / d weight of sixteen bones at a time.
-            along = fill(float32(0))
-            for m in range(0, length, LANES):
-                lanes = fill(float32(0))
-                for k in range(NUMBERS):
-                    lanes = fma(broadcast(pull, k), load(columns, k * tall + m), lanes)
-                store(pulls, m, lanes)
-                along = fma(load(weights, start + m), lanes, along)
-            mean = _total(along, scratch)
-            for m in range(keep):
-                by_logits[i, m] = weights[i, m] * (pulls[m] - mean)
-            for m in range(keep):
-                place = NUMBERS * m
-                store(by_bones, place, fma(broadcast(weights, start + m), whole, load(by_bones, place)))
-        else:
-            mean = float32(0)
-            for rank in range(keep):
-                place = NUMBERS * chosen[i, rank]
-                pulls[rank] = _total(multiply(whole, load(bones, place)), scratch)
-                mean += weights[i, rank] * pulls[rank]
-                store(by_bones, place, fma(broadcast(weights, start + rank), whole, load(by_bones, place)))
-            for rank in range(keep):
-                by_logits[i, chosen[i, rank]] = weights[i, rank] * (pulls[rank] - mean)
+    tall = len(bones)
+    by_heights, pulls = np.empty(LANES * tall, np.float32), np.empty(LANES * NUMBERS, np.float32)
+    some_means, some_quats = np.empty(3 * LANES, np.float32), np.empty(4 * LANES, np.float32)
+    by_some_means, by_some_quats = np.empty(3 * LANES, np.float32), np.empty(4 * LANES, np.float32)
+    for block in range(first, last):
+        row, start = LANES * block, LANES * tall * block
+        _few_columns(means, row, some_means)
+        _few_columns(quats, row, some_quats)
+        _few_columns(by_moved_means, row, by_some_means)
+        _few_columns(by_moved_quats, row, by_some_quats)
+        for lane in range(len(means) - row, LANES):
+            # A last block's missing Gaussians pull at no bone.
+            for k in range(3):
+                by_some_means[LANES * k + lane] = float32(0)
+            for k in range(4):
+                by_some_quats[LANES * k + lane] = float32(0)
+        _pull(blends, LANES * NUMBERS * block, some_means, some_quats, by_some_means, by_some_quats, pulls)
+        _few_rows(by_some_means, row, by_means)
+        _few_rows(by_some_quats, row, by_quats)
+        _by_heights(weights, start, tall, bones, pulls, by_heights)
+        _rows(by_heights, row, by_logits)
+        transpose(pulls)
+        _by_bones(weights, start, tall, pulls, by_bones)

@@ -8,7 +8,18 @@ import torch
 from scipy.interpolate import BSpline
 from scipy.spatial.transform import Rotation
 
-from dynamic.deformations.bases import Bases, Skeleton, farthest_points, skin, skin_plain, spline_weights
+from dynamic.deformations.bases import (
+    Bases,
+    Skeleton,
+    acceleration,
+    acceleration_plain,
+    farthest_points,
+    pose,
+    pose_plain,
+    skin,
+    skin_plain,
+    spline_weights,
+)
 from nfc_gs.core.gaussians import Gaussians
 from tests.dynamic.deformations.scenes import BOUNDS, NUM_TIMES, gaussians, population
 
@@ -35,21 +46,71 @@ def random_bones(num: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([rotations.as_matrix().reshape(num, 9), shifts, quats], 1))
 
 
-@pytest.mark.parametrize("keep", [1, 4, 24])
-def test_the_compiled_skinning_and_its_gradients_equal_plain_torch_in_float64(keep: int) -> None:
-    some = gaussians(300, 24)
-    logits = 3 * torch.randn(300, 24, generator=torch.Generator().manual_seed(2))
-    inputs = [logits, random_bones(24), some.means, some.quats]
+# Whole blocks of sixteen and broken ones, of Gaussians and of bones.
+@pytest.mark.parametrize(("num", "bones"), [(300, 24), (304, 32), (1, 1), (17, 3)])
+@pytest.mark.parametrize("keep", [1, 4, 99])
+def test_the_compiled_skinning_and_its_gradients_equal_plain_torch_in_float64(num: int, bones: int, keep: int) -> None:
+    some, keep = gaussians(num, bones), min(keep, bones)
+    logits = 3 * torch.randn(num, bones, generator=torch.Generator().manual_seed(2))
+    inputs = [logits, random_bones(bones), some.means, some.quats]
     plain = [value.double().clone().requires_grad_() for value in inputs]
     fused = [value.float().clone().requires_grad_() for value in inputs]
     outputs, expected = skin(*fused, keep), skin_plain(*plain, keep)
     for got, wanted in zip(outputs, expected, strict=True):
         torch.testing.assert_close(got.double(), wanted, **CLOSE)
-    weights = [torch.randn(300, k, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (3, 4)]
+    weights = [torch.randn(num, k, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (3, 4)]
     sum((w * y).sum() for w, y in zip(weights, expected, strict=True)).backward()
     sum((w.float() * y).sum() for w, y in zip(weights, outputs, strict=True)).backward()
     for got, wanted in zip(fused, plain, strict=True):
         torch.testing.assert_close(got.grad.double(), wanted.grad, **SUMMED)
+
+
+def test_the_skinning_is_the_same_on_two_threads_but_for_the_order_of_sums() -> None:
+    some = gaussians(300, 24)
+    inputs = [torch.randn(300, 24, generator=torch.Generator().manual_seed(2)), random_bones(24).float()]
+    inputs += [some.means, some.quats]
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            leaves = [value.clone().requires_grad_() for value in inputs]
+            means, quats = skin(*leaves, 4)
+            (means.square().sum() + quats.square().sum()).backward()
+            found.append([means.detach(), quats.detach(), *(leaf.grad for leaf in leaves)])
+    finally:
+        torch.set_num_threads(before)
+    for place, (one, two) in enumerate(zip(*found, strict=True)):
+        if place == 3:
+            torch.testing.assert_close(one, two, **SUMMED)
+        else:
+            assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("time", [0.0, 0.37, 1.0])
+def test_the_compiled_pose_and_its_gradient_equal_plain_torch_in_float64(time: float) -> None:
+    levels, generator = [4, 9, 25], torch.Generator().manual_seed(4)
+    plain = (0.5 * torch.randn(38, 7, 7, dtype=torch.float64, generator=generator)).requires_grad_()
+    centres = torch.randn(7, 3, dtype=torch.float64, generator=generator)
+    weights = torch.randn(7, 16, dtype=torch.float64, generator=generator)
+    fused = plain.detach().float().requires_grad_()
+    got, wanted = pose(fused, centres.float(), 1.3, levels, time), pose_plain(plain, centres, 1.3, levels, time)
+    torch.testing.assert_close(got.double(), wanted, **CLOSE)
+    (got * weights.float()).sum().backward()
+    (wanted * weights).sum().backward()
+    torch.testing.assert_close(fused.grad.double(), plain.grad, **CLOSE)
+    assert torch.autograd.gradcheck(lambda controls: pose_plain(controls, centres, 1.3, levels, time), [plain])
+
+
+def test_the_compiled_acceleration_and_its_gradient_equal_plain_torch_in_float64() -> None:
+    levels = [4, 9, 25]
+    plain = torch.randn(38, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    fused = plain.detach().float().requires_grad_()
+    got, wanted = acceleration(fused, levels, 0.3), acceleration_plain(plain, levels, 0.3)
+    torch.testing.assert_close(got.double(), wanted, **CLOSE)
+    (2 * got).backward()
+    (2 * wanted).backward()
+    torch.testing.assert_close(fused.grad.double(), plain.grad, **CLOSE)
 
 
 def test_of_equal_logits_as_many_bones_as_asked_are_kept() -> None:
