@@ -45,6 +45,8 @@ def digest(experiment: Experiment) -> str:
     settings = dump(validate(Experiment, dump(experiment), "digest"))
     deciding = {key: value for key, value in settings.items() if key not in ignored}
     deciding["dataset"].pop("folder", None)  # the same photographs may have been moved
+    if not experiment.optimizer.sparse:
+        del deciding["optimizer"]["sparse"]  # runs that are older than this setting go on
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

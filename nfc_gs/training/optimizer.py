@@ -1,17 +1,26 @@
 """Adam over the Gaussians, its schedules, and the one place where their number changes."""
 
+import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from nfc_gs.core.gaussians import Edit, Gaussians
 from nfc_gs.deformations.base import DeformationField
+from nfc_gs.kernels import adam as kernels
+from nfc_gs.kernels import rows
 from nfc_gs.training.experiment import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+BETAS = (0.9, 0.999)
 
 
 class GaussianOptimizer:
-    """One Adam: a parameter group for each field of the Gaussians, and the deformation's own groups, `field.<name>`."""
+    """Adam: a parameter group for each field of the Gaussians, and the deformation's own groups, `field.<name>`.
+
+    The Gaussians' steps are a compiled kernel's for float32 on a CPU; all other steps are torch's. The state is torch's
+    everywhere.
+    """
 
     def __init__(
         self, gaussians: Gaussians, field: DeformationField, settings: OptimizerSettings, extent: float, steps: int
@@ -20,11 +29,19 @@ class GaussianOptimizer:
         self.gaussians = gaussians.map(lambda value: nn.Parameter(value.detach().clone().contiguous()))
         rates = self.rates(0)
         groups = [{"params": [value], "lr": rates[name], "name": name} for name, value in self.gaussians.items()]
-        groups += [
+        moving = [
             {"params": parameters, "lr": rates[f"field.{name}"], "name": f"field.{name}"}
             for name, parameters in field.groups().items()
         ]
-        self.adam = torch.optim.Adam(groups, eps=settings.epsilon, fused=True)
+        self.adam = torch.optim.Adam(groups, betas=BETAS, eps=settings.epsilon, fused=True)
+        # torch knows no optimizer of nothing.
+        self.moving = torch.optim.Adam(moving, betas=BETAS, eps=settings.epsilon, fused=True) if moving else None
+        self._adams = [self.adam] if self.moving is None else [self.adam, self.moving]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the Gaussians' steps are the kernel's."""
+        return all(value.device.type == "cpu" and value.dtype == torch.float32 for _, value in self.gaussians.items())
 
     def rates(self, step: int) -> dict[str, float]:
         """Learning rates for the step that follows `step` finished ones."""
@@ -42,13 +59,72 @@ class GaussianOptimizer:
             **{f"field.{name}": moving[name] for name in self.field.groups()},
         }
 
-    def step(self, step: int) -> None:
-        """One step of Adam with the rates of `step`; gradients are cleared."""
+    def step(self, step: int, radii: Int[Tensor, "N 2"] | None = None) -> None:
+        """One step of Adam with the rates of `step`; gradients are cleared.
+
+        With `sparse` in the settings, a Gaussian that is not drawn, of no `radii`, keeps its parameters and moments.
+        """
         rates = self.rates(step)
-        for group in self.adam.param_groups:
+        groups = [group for adam in self._adams for group in adam.param_groups]
+        for group in groups:
             group["lr"] = rates[group["name"]]
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+        seen = None
+        if self.settings.sparse:
+            assert radii is not None, "a sparse step must know which Gaussians were drawn"
+            seen = (radii > 0).all(1)
+        if seen is not None or self.compiled:
+            self._step_rows(seen)
+        else:
+            self.adam.step()
+        if self.moving is not None:
+            self.moving.step()
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def _step_rows(self, seen: Bool[Tensor, " N"] | None) -> None:
+        """Adam's step of the Gaussians, of all or of those that were seen."""
+        steps = [
+            self._prepared(group["params"][0], group["lr"])
+            for group in self.adam.param_groups
+            if group["params"][0].grad is not None and group["params"][0].numel() > 0
+        ]
+        if not self.compiled:
+            for parameter, numbers in steps:
+                assert seen is not None
+                _step_seen(parameter, self.adam.state[parameter], seen, *numbers)
+            return
+        drawn = np.empty(0, np.bool_) if seen is None else seen.numpy()
+        fields = [
+            (parameter[0].numel(), self._arrays(parameter), [np.float32(number) for number in numbers])
+            for parameter, numbers in steps
+        ]
+
+        def step_all(first: int, last: int) -> None:
+            for width, arrays, numbers in fields:
+                kernels.step(first, last, drawn, width, *arrays, *numbers)
+
+        rows.split(step_all, len(self.gaussians), torch.get_num_threads())
+
+    def _prepared(self, parameter: Tensor, rate: float) -> tuple[Tensor, tuple[float, ...]]:
+        """A parameter whose state is that of the step now due, and the step's numbers: betas, rate, root, epsilon."""
+        state = self.adam.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state.update({name: torch.zeros_like(parameter) for name in MOMENTS})
+        state["step"] += 1
+        count = state["step"].item()
+        fade, fade_squares = BETAS
+        return parameter, (
+            fade, fade_squares, rate / (1 - fade**count), (1 - fade_squares**count) ** -0.5, self.settings.epsilon,
+        )  # fmt: skip
+
+    def _arrays(self, parameter: Tensor) -> list[np.ndarray]:
+        """Values, gradients and moments as the kernel takes them."""
+        assert parameter.grad is not None
+        tensors = (parameter, parameter.grad.contiguous(), *(self.adam.state[parameter][name] for name in MOMENTS))
+        return [tensor.detach().view(-1).numpy() for tensor in tensors]
 
     @torch.no_grad()
     def apply(self, edit: Edit) -> Gaussians:
@@ -76,16 +152,38 @@ class GaussianOptimizer:
         """Moments and step counts, by names that `restore` reads."""
         return {
             f"{group['name']}.{number}.{key}": value
-            for group in self.adam.param_groups
+            for adam in self._adams
+            for group in adam.param_groups
             for number, parameter in enumerate(group["params"])
-            for key, value in self.adam.state[parameter].items()
+            for key, value in adam.state[parameter].items()
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `tensors`."""
-        for group in self.adam.param_groups:
-            for number, parameter in enumerate(group["params"]):
-                prefix = f"{group['name']}.{number}."
-                state = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
-                if state:
-                    self.adam.state[parameter] = state
+        for adam in self._adams:
+            for group in adam.param_groups:
+                for number, parameter in enumerate(group["params"]):
+                    prefix = f"{group['name']}.{number}."
+                    state = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
+                    if state:
+                        adam.state[parameter] = state
+
+
+def _step_seen(
+    parameter: Tensor,
+    state: dict[str, Tensor],
+    seen: Bool[Tensor, " N"],
+    fade: float,
+    fade_squares: float,
+    rate: float,
+    root: float,
+    epsilon: float,
+) -> None:
+    """The kernel's step of the rows that were seen, in torch."""
+    assert parameter.grad is not None
+    chosen = seen.nonzero()[:, 0]
+    gradient = parameter.grad[chosen]
+    moments = state["exp_avg"][chosen].lerp_(gradient, 1 - fade)
+    squares = state["exp_avg_sq"][chosen].mul_(fade_squares).addcmul_(gradient, gradient, value=1 - fade_squares)
+    state["exp_avg"][chosen], state["exp_avg_sq"][chosen] = moments, squares
+    parameter.index_add_(0, chosen, moments / (squares.sqrt() * root + epsilon), alpha=-rate)

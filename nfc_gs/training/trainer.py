@@ -122,7 +122,7 @@ class Trainer:
         with self._phase("strategy"):
             experiment.strategy.observe(self.statistics, picture.rendering, camera, step, experiment.steps)
         with self._phase("optimizer"):
-            self.optimizer.step(self.done)
+            self.optimizer.step(self.done, picture.rendering.radii)
         with self._phase("strategy"):
             self._change_population(step, rates["means"])
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from nfc_gs.core.gaussians import Edit, Gaussians
 from nfc_gs.deformations.static import Static
@@ -51,6 +52,60 @@ def test_a_step_is_adams():
         p = p - 1e-3 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-15)
     pull(o, 3)
     torch.testing.assert_close(o.gaussians.quats.detach().double(), p, **ROUNDING)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["compiled", "torch"])
+def test_steps_are_those_of_torchs_adam_in_double_precision(threads, precision):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    o, plain = optimizer(), dict(population(5).map(lambda value: nn.Parameter(value.double())).items())
+    o = GaussianOptimizer(population(5).map(lambda value: value.to(precision)), o.field, o.settings, 2.0, 100)
+    assert o.compiled == (precision == torch.float32)
+    adam = torch.optim.Adam([{"params": [value], "name": name} for name, value in plain.items()], eps=1e-15)
+    for step in range(4):
+        for group in adam.param_groups:
+            group["lr"] = o.rates(step)[group["name"]]
+        g = torch.Generator().manual_seed(step)
+        for name, value in o.gaussians.items():
+            # As in training, the harmonics join later than the rest, so that each field has its own count of steps.
+            if name != "harmonics" or step > 1:
+                plain[name].grad = torch.randn(value.shape, generator=g, dtype=torch.float64)
+                value.grad = plain[name].grad.to(precision)
+        adam.step()
+        o.step(step)
+        assert all(value.grad is None for _, value in o.gaussians.items())
+    torch.set_num_threads(before)
+    for name, value in o.gaussians.items():
+        torch.testing.assert_close(value.detach().double(), plain[name].detach(), **ROUNDING)
+        for key, moment in adam.state[plain[name]].items():
+            torch.testing.assert_close(o.tensors()[f"{name}.0.{key}"].double(), moment.double(), **ROUNDING)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["compiled", "torch"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_sparse_step_is_a_full_one_of_the_drawn_rows_and_none_of_the_others(precision, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    field = Static().init(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]), 1, torch.Generator())
+    settings = [OptimizerSettings(sparse=sparse) for sparse in (False, True)]
+    start = population(7).map(lambda value: value.to(precision))
+    full, sparse = (GaussianOptimizer(start, field, s, 2.0, 100) for s in settings)
+    drawn = torch.tensor([True, True, False, True, False, False, True])
+    radii = torch.where(drawn[:, None], 3, torch.tensor([2, 0]))  # a box without height shows nothing
+    for step in range(3):
+        for o in (full, sparse):
+            sum((value**2).sum() for _, value in o.gaussians.items()).backward()
+            o.step(step, radii.int())
+    torch.set_num_threads(before)
+    for name, value in sparse.gaussians.items():
+        kept, moved = dict(start.items())[name], dict(full.gaussians.items())[name]
+        torch.testing.assert_close(value[~drawn].detach(), kept[~drawn], **EXACT)
+        torch.testing.assert_close(value[drawn].detach(), moved[drawn].detach(), **ROUNDING)
+        for key in ("exp_avg", "exp_avg_sq"):
+            found, expected = (o.tensors()[f"{name}.0.{key}"] for o in (sparse, full))
+            assert not found[~drawn].any()
+            torch.testing.assert_close(found[drawn], expected[drawn], **ROUNDING)
 
 
 def test_an_edit_moves_rows_with_their_moments_and_clears_what_is_fresh_or_forgotten():
