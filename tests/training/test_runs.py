@@ -181,12 +181,12 @@ def test_a_step_that_breaks_off_is_not_saved(tmp_path, monkeypatch, capsys):
 
     whole = GaussianOptimizer.step
 
-    def halved(self, step):
+    def halved(self, step, radii):
         if step == 33:
             # The second signal is obeyed at once, with the step half done.
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGINT)
-        whole(self, step)
+        whole(self, step, radii)
 
     monkeypatch.setattr(GaussianOptimizer, "step", halved)
     assert train(tmp_path / "toy") == 130
@@ -199,8 +199,8 @@ def test_a_training_that_diverges_keeps_its_last_checkpoint(tmp_path, monkeypatc
 
     whole = GaussianOptimizer.step
 
-    def diverging(self, step):
-        whole(self, step)
+    def diverging(self, step, radii):
+        whole(self, step, radii)
         if step == 33:
             self.gaussians.colour_logits.data[:] = float("nan")
 
