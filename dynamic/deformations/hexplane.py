@@ -14,6 +14,7 @@ from dynamic.kernels import planes as kernels
 from nfc_gs.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, spec
 from nfc_gs.core.gaussians import Gaussians, Population
 from nfc_gs.deformations.base import Deformation, DeformationField, Moved
+from nfc_gs.kernels.simd import LANES
 from nfc_gs.kernels.threads import part, share
 
 # Knots in time, at least: a plane needs two to be interpolated, three to have a second difference.
@@ -130,7 +131,7 @@ def cut(planes: Float[Tensor, "3 T R C"], time: float) -> Float[Tensor, "3 R C"]
     last = planes.shape[1] - 1
     place = min(max(time, 0.0), 1.0) * last
     knot = min(int(place), last - 1)
-    return torch.lerp(planes[:, knot], planes[:, knot + 1], place - knot)
+    return _Cut.apply(planes, knot, place - knot)
 
 
 def read(
@@ -165,21 +166,28 @@ def read_plain(
     return (planes.prod(0) * rows.prod(0))[:, :, 0].T
 
 
+def _whole(tensor: Tensor) -> np.ndarray:
+    """The tensor as an array whose channels fill whole vectors; what is added is zero."""
+    array = tensor.detach().contiguous().numpy()
+    missing = -array.shape[-1] % LANES
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing else array
+
+
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx, positions, space, lines):
-        arrays = tuple(value.detach().contiguous().numpy() for value in (positions, space, lines))
+        arrays = (positions.detach().contiguous().numpy(), _whole(space), _whole(lines))
         count, threads = len(positions), torch.get_num_threads()
-        features = np.empty((count, space.shape[3]), np.float32)
+        features = np.empty((count, arrays[1].shape[3]), np.float32)
         share(lambda number: kernels.forward(*part(count, number, threads), *arrays, features), threads)
-        ctx.arrays = arrays
-        return torch.from_numpy(features)
+        ctx.arrays, ctx.channels = arrays, space.shape[3]
+        return torch.from_numpy(features)[:, : ctx.channels]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, by_features):
         positions, space, lines = ctx.arrays
-        incoming = by_features.contiguous().numpy()
+        incoming = _whole(by_features)
         count, threads = len(positions), min(torch.get_num_threads(), THREADS_MAX)
         by_positions = np.empty_like(positions)
         # One sum for each thread, added up in the order of the threads.
@@ -191,8 +199,28 @@ class _Read(torch.autograd.Function):
             ),
             threads,
         )
-        sums = (by_space[0], by_lines[0]) if threads == 1 else (by_space.sum(0), by_lines.sum(0))
-        return torch.from_numpy(by_positions), *map(torch.from_numpy, sums)
+        sums = (
+            torch.from_numpy(parts[0] if threads == 1 else parts.sum(0))[..., : ctx.channels]
+            for parts in (by_space, by_lines)
+        )
+        return torch.from_numpy(by_positions), *sums
+
+
+class _Cut(torch.autograd.Function):
+    """Its gradient is zero but at two knots: autograd would add two such planes up."""
+
+    @staticmethod
+    def forward(ctx, planes, knot, beyond):
+        ctx.planes, ctx.knot, ctx.beyond = planes.shape, knot, beyond
+        return torch.lerp(planes[:, knot], planes[:, knot + 1], beyond)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_lines):
+        by_planes = by_lines.new_zeros(ctx.planes)
+        by_planes[:, ctx.knot] = (1 - ctx.beyond) * by_lines
+        by_planes[:, ctx.knot + 1] = ctx.beyond * by_lines
+        return by_planes, None, None
 
 
 @spec
