@@ -56,22 +56,78 @@ def _add(labels, logs, other_logs, out, n):
 
 
 @njit(**_SETTINGS)
+def _buffers():
+    return np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.int32)
+
+
+@njit(**_SETTINGS)
+def _chunk(p, t, eps, out, slope, buffers, n):
+    """At most _CHUNK numbers of `cross_entropy`."""
+    chances, others, exponents = buffers
+    _clamp(p, eps, chances, others, n)
+    _slope(t, chances, others, slope, n)
+    _tangent(p, chances, slope, out, n)
+    _split(chances.view(np.int32), exponents, n)
+    _logarithm(chances, exponents, n)
+    _split(others.view(np.int32), exponents, n)
+    _logarithm(others, exponents, n)
+    _add(t, chances, others, out, n)
+
+
+@njit(**_SETTINGS)
 def cross_entropy(first, last, probabilities, labels, eps, entropies, slopes):
     """Writes -t log p - (1 - t) log(1 - p), continued along its tangent beyond [eps, 1 - eps], and its slope by p.
 
     All arrays are flat float32; the numbers first .. last are written.
     """
-    chances, others = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
-    exponents = np.empty(_CHUNK, np.int32)
+    buffers = _buffers()
     for begin in range(first, last, _CHUNK):
         end = min(begin + _CHUNK, last)
-        n = end - begin
-        p, t, out, slope = probabilities[begin:end], labels[begin:end], entropies[begin:end], slopes[begin:end]
-        _clamp(p, eps, chances, others, n)
-        _slope(t, chances, others, slope, n)
-        _tangent(p, chances, slope, out, n)
-        _split(chances.view(np.int32), exponents, n)
-        _logarithm(chances, exponents, n)
-        _split(others.view(np.int32), exponents, n)
-        _logarithm(others, exponents, n)
-        _add(t, chances, others, out, n)
+        here = slice(begin, end)
+        _chunk(probabilities[here], labels[here], eps, entropies[here], slopes[here], buffers, end - begin)
+
+
+@njit(**_SETTINGS)
+def _sum(values, n):
+    total = 0.0
+    for i in range(n):
+        total += values[i]
+    return total
+
+
+@njit(**_SETTINGS)
+def _weigh(values, weights, first, width, n):
+    """Multiplies n numbers, of which `width` belong to a pixel, from number `first` of the row on, by its weight."""
+    for i in range(n):
+        values[i] *= weights[(first + i) // width]
+
+
+@njit(**_SETTINGS)
+def sums_of_cross_entropy(first, last, probabilities, labels, weights, eps, sums, slopes):
+    """Writes the sum of `cross_entropy` of each row first .. last, and its slopes by the probabilities.
+
+    Args:
+        first: first row.
+        last: one behind the last row.
+        probabilities: [H M], so many numbers of every pixel side by side.
+        labels: [H M].
+        weights: of the pixels, [H W]; of no rows if all count the same.
+        eps: see `cross_entropy`.
+        sums: float64 [H], one a row, so that their sum does not depend on the number of threads.
+        slopes: [H M].
+    """
+    buffers, entropies = _buffers(), np.empty(_CHUNK, np.float32)
+    total_width = probabilities.shape[1]
+    for row in range(first, last):
+        total = 0.0
+        for begin in range(0, total_width, _CHUNK):
+            n = min(_CHUNK, total_width - begin)
+            here = slice(begin, begin + n)
+            slope = slopes[row, here]
+            _chunk(probabilities[row, here], labels[row, here], eps, entropies, slope, buffers, n)
+            if weights.shape[0] > 0:
+                width = total_width // weights.shape[1]
+                _weigh(entropies, weights[row], begin, width, n)
+                _weigh(slope, weights[row], begin, width, n)
+            total += _sum(entropies, n)
+        sums[row] = total

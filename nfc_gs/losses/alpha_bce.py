@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nfc_gs.config import ConfigError, spec
-from nfc_gs.losses.base import Comparison, LossTerm, cross_entropy, masked_mean
+from nfc_gs.losses.base import Comparison, LossTerm, mean_cross_entropy
 
 
 @spec
@@ -27,7 +27,7 @@ class AlphaBCE(LossTerm):
         """
         if comparison.target_alpha is None:
             raise ConfigError("losses.alpha_bce: the data set has no alpha; drop this loss (losses.alpha_bce=null)")
-        return masked_mean(cross_entropy(comparison.alpha, comparison.target_alpha, self.eps), comparison.mask)
+        return mean_cross_entropy(comparison.alpha, comparison.target_alpha, comparison.mask, self.eps)
 
 
 Spec = AlphaBCE

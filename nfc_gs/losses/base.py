@@ -153,6 +153,41 @@ def cross_entropy(
     return _CrossEntropy.apply(probabilities, labels, eps)
 
 
+def mean_cross_entropy(
+    probabilities: Float[Tensor, "H W *rest"],
+    labels: Float[Tensor, "H W *rest"],
+    mask: Bool[Tensor, "H W"] | None,
+    eps: float,
+) -> Float[Tensor, ""]:
+    """The mean of `cross_entropy` over the pixels that count; 0 if none does. Compiled for float32 on a CPU."""
+    if probabilities.device.type == "cpu" and probabilities.dtype == labels.dtype == torch.float32:
+        return _MeanCrossEntropy.apply(probabilities, labels, mask, eps)
+    return masked_mean(cross_entropy(probabilities, labels, eps), mask)
+
+
+class _MeanCrossEntropy(torch.autograd.Function):
+    """`mean_cross_entropy` by the compiled kernel, which finds value and slope in one pass."""
+
+    @staticmethod
+    def forward(ctx, probabilities, labels, mask, eps):  # type: ignore[no-untyped-def]
+        height, width = probabilities.shape[:2]
+        chances, known = probabilities.detach().contiguous(), labels.detach().contiguous()
+        weights = torch.empty(0, width) if mask is None else mask.float().contiguous()
+        slope, sums = torch.empty_like(chances), np.empty(height)
+        pixels = height * width if mask is None else max(int(mask.sum()), 1)
+        ctx.numbers = pixels * probabilities.shape[2:].numel()
+        arrays, threads = _rows_of(chances, known, weights, slope), torch.get_num_threads()
+        rows.split(entropy.sums_of_cross_entropy, height, threads, *arrays[:3], np.float32(eps), sums, arrays[3])
+        ctx.save_for_backward(slope)
+        return probabilities.new_tensor(sums.sum() / ctx.numbers)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        (slope,) = ctx.saved_tensors
+        return slope * (gradient / ctx.numbers), None, None, None
+
+
 class _CrossEntropy(torch.autograd.Function):
     """`cross_entropy` with its slope found on the way; compiled for float32 on a CPU, where logarithms are dear."""
 

@@ -9,7 +9,7 @@ from nfc_gs.codes.base import TargetCode
 from nfc_gs.codes.identity import Identity
 from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.config import kind_in, spec
-from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, cross_entropy, masked_mean
+from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, mean_cross_entropy
 
 
 @spec
@@ -56,7 +56,7 @@ class CodeBCE(PlaneLoss):
     def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
         """The loss, unweighted."""
         labels = self._words(comparison.target_rgb, comparison.appearance).flatten(2)
-        return masked_mean(cross_entropy(comparison.planes["code_bce"], labels, self.eps), comparison.mask)
+        return mean_cross_entropy(comparison.planes["code_bce"], labels, comparison.mask, self.eps)
 
     def _from_colours(self, code: TargetCode) -> bool:
         return self.code is not None or isinstance(code, Identity)

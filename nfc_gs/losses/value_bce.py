@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nfc_gs.config import spec
-from nfc_gs.losses.base import Comparison, LossTerm, cross_entropy, masked_mean
+from nfc_gs.losses.base import Comparison, LossTerm, mean_cross_entropy
 
 
 @spec
@@ -28,7 +28,7 @@ class ValueBCE(LossTerm):
         shown = rgb.clamp(0, 1)
         past = ((rgb < self.eps) & (target <= shown)) | ((rgb > 1 - self.eps) & (target >= shown))
         rgb = torch.where(past, rgb.detach().clamp(self.eps, 1 - self.eps), rgb)
-        return masked_mean(cross_entropy(rgb, target, self.eps), comparison.mask)
+        return mean_cross_entropy(rgb, target, comparison.mask, self.eps)
 
 
 Spec = ValueBCE

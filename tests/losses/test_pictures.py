@@ -10,7 +10,7 @@ from torch import Tensor
 from nfc_gs.config import ConfigError
 from nfc_gs.core.ssim import mean_ssim
 from nfc_gs.losses.alpha_bce import AlphaBCE
-from nfc_gs.losses.base import LossTerm, cross_entropy, masked_mean, mean_distance
+from nfc_gs.losses.base import LossTerm, cross_entropy, masked_mean, mean_cross_entropy, mean_distance
 from nfc_gs.losses.dssim import DSSIM
 from nfc_gs.losses.l1 import L1
 from nfc_gs.losses.mse import MSE
@@ -153,6 +153,28 @@ def test_the_compiled_cross_entropy_agrees_with_double_precision(eps: float) -> 
     torch.testing.assert_close(found.double(), expected, rtol=1e-7 / eps, atol=1e-6)
     (slope,) = torch.autograd.grad(found.sum(), single)
     torch.testing.assert_close(slope.double(), torch.autograd.grad(expected.sum(), chances)[0], rtol=1e-7 / eps, atol=0)
+
+
+@pytest.mark.parametrize("mask", [None, MASK, torch.zeros_like(MASK)], ids=["whole", "masked", "nothing"])
+@pytest.mark.parametrize("numbers", [(), (3,), (3000,)], ids=repr)  # of a pixel; a row of many is done in chunks
+def test_the_compiled_mean_cross_entropy_agrees_with_double_precision(mask: Tensor | None, numbers: tuple) -> None:
+    chances = (random(10, HEIGHT, WIDTH, *numbers) * 1.4 - 0.2).requires_grad_()
+    labels = random(11, HEIGHT, WIDTH, *numbers)
+    single = chances.detach().float().requires_grad_()
+    found = mean_cross_entropy(single, labels.float(), mask, 0.02)
+    expected = mean_cross_entropy(chances, labels, mask, 0.02)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    (slope,) = torch.autograd.grad(3 * found, single)
+    torch.testing.assert_close(slope.double(), torch.autograd.grad(3 * expected, chances)[0], rtol=1e-5, atol=1e-9)
+
+
+def test_the_compiled_mean_cross_entropy_is_the_same_on_any_number_of_threads() -> None:
+    before, values = torch.get_num_threads(), set()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        values.add(mean_cross_entropy(RGB.float(), TARGET.float(), MASK, 0.02).item())
+    torch.set_num_threads(before)
+    assert len(values) == 1
 
 
 def test_alpha_bce_is_the_cross_entropy_of_the_silhouette() -> None:
