@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import pytest
 
-from nfc_gs.config import load, read
+from nfc_gs.config import dump, load, read
 from nfc_gs.studies.matrix import plan, read_matrix
 from nfc_gs.training.experiment import Experiment
 from tests.conftest import REPOSITORY
@@ -122,3 +122,15 @@ def test_a_sweep_runs_its_whole_data_set_at_the_published_length(path):
         assert run.experiment.dataset.folder.name == run.cell.scene
         assert run.cell.length == {"dnerf_hexplane": 23_000, "dnerf_mlp": 40_000}.get(group, 30_000)
         assert type(run.experiment.strategy).__name__ == ("Mcmc" if path.stem.endswith("_mcmc") else "Classic")
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_what_a_sweep_trains_may_stand_beside_the_published_numbers(path, published):
+    tables = published.read_tables()
+    table = next(table for key, table in tables.items() if path.stem.startswith(key))
+    for run in plan(read_matrix(path), path, threads=1):
+        settings = dump(run.experiment)
+        record = {"steps": run.cell.length, "checkpoint": "last", "split": "test"}
+        trained = published.Run(run.experiment.folder, settings, record)
+        assert published.difference(table, run.cell.scene, trained) is None
+        assert published.label_of(table, run.cell.scene, trained) == run.cell.arm
