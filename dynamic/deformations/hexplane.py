@@ -8,12 +8,13 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dynamic.fields.network import NetworkField
 from dynamic.fields.residuals import Heads, Residuals, linear
 from dynamic.fields.waking import waking_rates
 from dynamic.kernels import planes as kernels
 from nfc_gs.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, spec
 from nfc_gs.core.gaussians import Gaussians, Population
-from nfc_gs.deformations.base import Deformation, DeformationField, Moved
+from nfc_gs.deformations.base import Deformation
 from nfc_gs.kernels.simd import LANES
 from nfc_gs.kernels.threads import part, share
 
@@ -23,7 +24,7 @@ KNOTS_MIN = 3
 THREADS_MAX = 8
 
 
-class HexPlane(DeformationField):
+class HexPlane(NetworkField):
     """4DGaussians' field (Wu et al. 2024) with time over the whole planes, planes that start near one, and zero heads.
 
     At each level three planes over space and three over an axis and time are read at a Gaussian's canonical mean and
@@ -33,7 +34,6 @@ class HexPlane(DeformationField):
 
     low: Tensor
     high: Tensor
-    awake: Tensor
     turn: Tensor
 
     def __init__(
@@ -59,23 +59,13 @@ class HexPlane(DeformationField):
         self.register_buffer("awake", torch.zeros((), dtype=torch.bool))
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
 
-    def check(self, gaussians: Gaussians) -> None:
-        """Refuses codes with another number of logits than `residuals` names, with a ConfigError."""
-        self.heads.check(gaussians)
-
-    def forward(self, gaussians: Gaussians, time: float) -> Moved:
-        """The Gaussians with the network's residuals on their raw parameters."""
-        if not self.awake:
-            return Moved(gaussians=gaussians)
-        return self.heads(self.trunk(self.features(gaussians.means, time)), gaussians)
-
-    def features(self, means: Float[Tensor, "N 3"], time: float) -> Float[Tensor, "N F"]:
-        """What the planes say at these places and this time; outside the box, what they say at its border."""
-        positions = (means - self.low) / (self.high - self.low)
+    def features(self, gaussians: Gaussians, time: float) -> Float[Tensor, "N F"]:
+        """What the planes say where the Gaussians are and at this time, through the trunk; outside the box, at its border."""
+        positions = (gaussians.means - self.low) / (self.high - self.low)
         levels = [
             read(positions, space, cut(planes, time)) for space, planes in zip(self.space, self.time, strict=True)
         ]
-        return torch.cat(levels, 1)
+        return self.trunk(torch.cat(levels, 1))
 
     @torch.no_grad()
     def advance(self, population: Population, progress: float) -> None:

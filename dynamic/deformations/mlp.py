@@ -6,14 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from dynamic.fields.network import NetworkField
 from dynamic.fields.residuals import Heads, Residuals, linear
 from dynamic.fields.waking import waking_rates
 from nfc_gs.config import NonNegativeInt, PositiveFloat, PositiveInt, Share, spec
 from nfc_gs.core.gaussians import Gaussians, Population
-from nfc_gs.deformations.base import Deformation, DeformationField, Moved
+from nfc_gs.deformations.base import Deformation
 
 
-class Network(DeformationField):
+class Network(NetworkField):
     """Deformable-3D-GS's field (Yang et al. 2023): encoded canonical means and time to residuals on raw parameters.
 
     The means are detached: the network does not pull them. The encoding enters again half way.
@@ -21,7 +22,6 @@ class Network(DeformationField):
 
     low: Tensor
     high: Tensor
-    awake: Tensor
 
     def __init__(self, settings: "Mlp", bounds: Float[Tensor, "2 3"], generator: Generator) -> None:
         super().__init__()
@@ -46,14 +46,8 @@ class Network(DeformationField):
         self.register_buffer("high", bounds[1].clone(), persistent=False)
         self.register_buffer("awake", torch.zeros((), dtype=torch.bool))
 
-    def check(self, gaussians: Gaussians) -> None:
-        """Refuses codes with another number of logits than `residuals` names, with a ConfigError."""
-        self.heads.check(gaussians)
-
-    def forward(self, gaussians: Gaussians, time: float) -> Moved:
-        """The Gaussians with the network's residuals on their raw parameters."""
-        if not self.awake:
-            return Moved(gaussians=gaussians)
+    def features(self, gaussians: Gaussians, time: float) -> Float[Tensor, "N F"]:
+        """What the last hidden layer says."""
         centred = 2 * (gaussians.means.detach() - self.low) / (self.high - self.low) - 1
         where = encode(centred, self.settings.position_frequencies)
         when = encode(where.new_tensor([[2 * time - 1]]), self.settings.time_frequencies)
@@ -65,7 +59,7 @@ class Network(DeformationField):
             # The heads begin with a rectifier, so the last layer has none of its own.
             hidden = sum(parts[1:], parts[0])
             hidden = hidden if layer == self.settings.depth - 1 else hidden.relu()
-        return self.heads(hidden, gaussians)
+        return hidden
 
     @torch.no_grad()
     def advance(self, population: Population, progress: float) -> None:
