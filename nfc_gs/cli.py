@@ -1,4 +1,4 @@
-"""nfc-gs train | eval | render | export | kinds | doctor | bench: parses, calls, prints; imports what is heavy late."""
+"""nfc-gs train | sweep | eval | render | export | kinds | doctor | bench: parses, calls, prints; imports what is heavy late."""
 
 import argparse
 import logging
@@ -21,6 +21,7 @@ FAMILIES = (
     "nfc_gs.losses",
     "nfc_gs.rasterizers",
     "nfc_gs.strategies",
+    "nfc_gs.studies.workers",
     "nfc_gs.training.callbacks",
     "dynamic.deformations",
     "dynamic.datasets",
@@ -94,6 +95,37 @@ def make_parser() -> Parser:
     )
     train.add_argument("--overwrite", action="store_true", help="delete the run folder if it is already there")
     train.set_defaults(run=run_train)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a study: every arm on every scene in every condition, from every seed, and compare them",
+        description="nfc-gs sweep STUDY.yaml [key=value ...]: runs what is not finished, then writes the study's tables. The "
+        "same command goes on where it was stopped. With a study's JSON and --tables-only: the tables anew.",
+    )
+    sweep.add_argument("study", type=Path, metavar="STUDY.yaml|RESULTS.json")
+    sweep.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="the study's settings, as seeds=[0] lengths=[1200]"
+    )
+    sweep.add_argument(
+        "--workers", metavar="KIND", help="where runs go: local (default) or slurm, or what the study says"
+    )
+    sweep.add_argument("--jobs", type=_whole_number, default=1, metavar="N", help="runs at the same time (default: 1)")
+    sweep.add_argument(
+        "--threads", type=_whole_number, metavar="N", help="of each run (default: the cores, shared out)"
+    )
+    sweep.add_argument("--retries", type=_seed, default=1, metavar="N", help="of a run that crashes (default: 1)")
+    sweep.add_argument(
+        "--budget-hours",
+        type=_hours,
+        metavar="H",
+        help="start nothing more when so many core-hours are spent by this call",
+    )
+    sweep.add_argument(
+        "--report", type=Path, metavar="DIR", help="where JSON, tables and plots go (default: with the runs)"
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="check all settings and list the runs")
+    sweep.add_argument("--tables-only", action="store_true", help="run nothing; write the tables of what is finished")
+    sweep.set_defaults(run=run_sweep)
 
     evaluate = commands.add_parser("eval", help="measure a run on its held-out views; writes metrics.json")
     _add_run(evaluate)
@@ -238,6 +270,17 @@ def _seed(text: str) -> int:
     return 0 if text == "0" else _whole_number(text)
 
 
+def _hours(text: str) -> float:
+    """Hours, above 0."""
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours above 0")
+    return hours
+
+
 def _whole_numbers(text: str) -> tuple[int, ...]:
     """Different whole numbers from 1 on."""
     return tuple(dict.fromkeys(_whole_number(part) for part in text.split(",")))
@@ -299,6 +342,32 @@ def run_train(chosen: argparse.Namespace) -> None:
     print(
         f"next: tensorboard --logdir {folder}   |   nfc-gs eval {folder}   |   "
         f"nfc-gs render {folder} --output {folder / 'renders'}   |   nfc-gs export {folder} --output {folder.name}.ply"
+    )
+
+
+def run_sweep(chosen: argparse.Namespace) -> None:
+    """Runs a study, or what is left of it, and writes its tables."""
+    from nfc_gs.studies.run import Wish, run
+
+    def compile_kernels() -> None:
+        from nfc_gs.benchmarks import warm
+
+        warm(WITH_KERNELS)
+
+    run(
+        Wish(
+            study=chosen.study,
+            overrides=tuple(chosen.settings),
+            workers=chosen.workers,
+            jobs=chosen.jobs,
+            threads=chosen.threads,
+            retries=chosen.retries,
+            budget_hours=chosen.budget_hours,
+            report=chosen.report,
+            dry_run=chosen.dry_run,
+            tables_only=chosen.tables_only,
+        ),
+        compile_kernels,
     )
 
 

@@ -14,8 +14,8 @@ from nfc_gs.training.experiment import Experiment
 from tests.conftest import REPOSITORY
 
 MEMBERS = [(family, kind) for family in FAMILIES for kind in kinds(family)]
-# Folders of settings that lie over a scene's.
-OVERLAYS = {"methods", "fields", "published", "nfc"}
+# Folders of settings that lie over a scene's, and of studies.
+OVERLAYS = {"methods", "fields", "published", "nfc", "studies"}
 SCENES = sorted(
     p
     for p in (REPOSITORY / "configs").rglob("*.yaml")
@@ -51,7 +51,7 @@ def test_the_program_answers_help_without_importing_torch():
 def test_the_commands_in_the_readme_are_ones_the_program_has():
     text = (REPOSITORY / "README.md").read_text()
     commands = set(re.findall(r"^(?:\.venv/bin/)?nfc-gs (\w+)", text, flags=re.MULTILINE))
-    assert commands and commands <= {"train", "eval", "render", "export", "kinds", "doctor", "bench"}
+    assert commands and commands <= {"train", "sweep", "eval", "render", "export", "kinds", "doctor", "bench"}
     for path in re.findall(r"configs/[\w/]+\.yaml", text):
         assert (REPOSITORY / path).is_file(), path
 
