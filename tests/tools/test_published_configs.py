@@ -134,3 +134,12 @@ def test_what_a_sweep_trains_may_stand_beside_the_published_numbers(path, publis
         trained = published.Run(run.experiment.folder, settings, record)
         assert published.difference(table, run.cell.scene, trained) is None
         assert published.label_of(table, run.cell.scene, trained) == run.cell.arm
+
+
+def test_downloads_go_where_the_settings_look_for_them(download):
+    sets = download.read_sets()
+    places = {archive.into for key in ("mipnerf360", "nerf_synthetic", "dnerf") for archive in sets[key].archives}
+    # tandt_db.zip has the folders tandt and db of its own.
+    assert sets["tandt_db"].archives[0].into == "."
+    folders = {load(Experiment, [path]).dataset.folder for path in [*SCENES, *DNERF]}
+    assert {folder.relative_to("/data").parts[0] for folder in folders} == places | {"tandt", "db"}
