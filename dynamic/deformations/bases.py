@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dynamic.fields.waking import waking_rates
-from dynamic.kernels import skinning, splines
+from dynamic.kernels import roughness, skinning, splines
 from nfc_gs.config import NonNegativeFloat, PositiveFloat, PositiveInt, Share, spec
 from nfc_gs.core.gaussians import Gaussians, Population
 from nfc_gs.core.rotations import quats_to_matrices
@@ -110,7 +110,7 @@ class Skeleton(DeformationField):
         if not self.awake:
             return penalties
         if self.settings.acceleration > 0:
-            penalties["acceleration"] = acceleration(self.controls, self.levels, self.settings.acceleration)
+            penalties["acceleration"] = self.settings.acceleration * acceleration(self.controls, self.levels)
         if self.settings.rigidity > 0 and len(self.centres) > 1:
             penalties["rigidity"] = self.settings.rigidity * self._rigidity(time)
         return penalties
@@ -198,29 +198,24 @@ def pose_plain(
     return torch.cat([rotations.flatten(1), shifts, quats], 1)
 
 
-def acceleration(controls: Float[Tensor, "rows M 7"], levels: list[int], weight: float) -> Float[Tensor, ""]:
-    """`weight` times the sum over the levels of K^2 / 100 times the mean square second difference of K control points.
+def acceleration(controls: Float[Tensor, "rows M 7"], levels: list[int]) -> Float[Tensor, ""]:
+    """The sum over the levels of K^2 / 100 times the mean square second difference of their K control points.
 
     Steps between neighbours that are K times shorter in time may be more abrupt, but not by as much as a true
     acceleration, whose square grows by K^4, would ask. Compiled for float32 on a CPU, plain torch elsewhere.
     """
     if controls.device.type == "cpu" and controls.dtype == torch.float32:
-        return _Acceleration.apply(controls, levels, weight)
-    return acceleration_plain(controls, levels, weight)
+        return _Acceleration.apply(controls, levels)
+    return acceleration_plain(controls, levels)
 
 
-def acceleration_plain(controls: Float[Tensor, "rows M 7"], levels: list[int], weight: float) -> Float[Tensor, ""]:
+def acceleration_plain(controls: Float[Tensor, "rows M 7"], levels: list[int]) -> Float[Tensor, ""]:
     """The same as `acceleration`, in plain torch on any device and in any precision."""
     terms = [
-        share * level.diff(n=2, dim=0).square().sum()
-        for share, level in zip(_shares(levels, controls.shape[1], weight), controls.split(levels), strict=True)
+        (level / 10) ** 2 * points.diff(n=2, dim=0).square().sum(2).mean()
+        for level, points in zip(levels, controls.split(levels), strict=True)
     ]
     return torch.stack(terms).sum()
-
-
-def _shares(levels: list[int], bones: int, weight: float) -> list[float]:
-    """What a level's sum of squares counts in the penalty of the acceleration."""
-    return [weight * (level / 10) ** 2 / ((level - 2) * bones) for level in levels]
 
 
 def farthest_points(points: Float[Tensor, "P 3"], count: int) -> Float[Tensor, "M 3"]:
@@ -324,18 +319,22 @@ class _Pose(torch.autograd.Function):
 
 class _Acceleration(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, controls, levels, weight):
-        rows = _array(controls).reshape(len(controls), -1)
-        shares = np.array(_shares(levels, controls.shape[1], weight), np.float32)
-        gradient = np.empty_like(rows)
-        value = splines.roughness(rows, np.array(levels), shares, gradient)
+    def forward(ctx, controls, levels):
+        rows, bones = _array(controls).reshape(1, len(controls), -1), controls.shape[1]
+        gradient = np.zeros_like(rows)
+        total, first = 0.0, 0
+        for level in levels:
+            here = slice(first, first + level)
+            weight = np.float32((level / 10) ** 2 / ((level - 2) * bones))
+            total += roughness.roughness(rows[:, here], weight, gradient[:, here])
+            first += level
         ctx.gradient = torch.from_numpy(gradient).view_as(controls)
-        return controls.new_tensor(value)
+        return controls.new_tensor(total)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, by_value):
-        return by_value * ctx.gradient, None, None
+        return by_value * ctx.gradient, None
 
 
 class _Skin(torch.autograd.Function):

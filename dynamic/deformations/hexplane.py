@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from dynamic.fields.network import NetworkField
 from dynamic.fields.residuals import Heads, Residuals, linear
+from dynamic.fields.roughness import roughness
 from dynamic.fields.waking import waking_rates
 from dynamic.kernels import planes as kernels
 from nfc_gs.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, spec
@@ -93,8 +94,11 @@ class HexPlane(NetworkField):
         if not self.awake or int(self.turn) % settings.every:
             return {}
         terms = {
-            "plane_smoothness": (settings.plane_smoothness, _roughness(self.space, (1, 2))),
-            "time_smoothness": (settings.time_smoothness, _roughness(self.time, (1,))),
+            "plane_smoothness": (
+                settings.plane_smoothness,
+                _sum(roughness(plane, axis) for plane in self.space for axis in (1, 2)),
+            ),
+            "time_smoothness": (settings.time_smoothness, _sum(roughness(plane, 1) for plane in self.time)),
             "time_l1": (settings.time_l1, _sum((plane - 1).abs().mean() for plane in self.time)),
         }
         return {name: settings.every * weight * value for name, (weight, value) in terms.items() if weight > 0}
@@ -109,11 +113,6 @@ class HexPlane(NetworkField):
 
 def _sum(terms: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(terms)).sum()
-
-
-def _roughness(planes: nn.ParameterList, axes: tuple[int, ...]) -> Float[Tensor, ""]:
-    """The mean square second difference along each of the axes, summed over axes and levels."""
-    return _sum(plane.diff(n=2, dim=axis).square().mean() for plane in planes for axis in axes)
 
 
 def cut(planes: Float[Tensor, "3 T R C"], time: float) -> Float[Tensor, "3 R C"]:

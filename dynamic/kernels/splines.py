@@ -1,4 +1,4 @@
-"""The poses of bones whose motions are B-splines, the roughness of these splines, and both gradients.
+"""The poses of bones whose motions are B-splines, and their gradient.
 
 `controls` [rows M 7] are the control points of all levels, one level after the other: a translation, then what is added to
 the quaternion (1, 0, 0, 0). A bone has sixteen numbers: a rotation matrix by rows (9), a translation (3) and the same
@@ -64,29 +64,3 @@ def pose_backward(controls, rows, shares, centres, unit, by_bones, by_controls):
         for row in range(len(rows)):
             for k in range(7):
                 by_controls[rows[row], m, k] += shares[row] * by_sums[k]
-
-
-@njit(**_SETTINGS)
-def roughness(controls, levels, weights, gradient):
-    """The weighted sum of the squares of the second differences of each level's control points [rows numbers].
-
-    Writes its gradient. `levels` are the levels' numbers of control points.
-    """
-    gradient[:] = float32(0)
-    total, first = 0.0, 0
-    for level in range(len(levels)):
-        weight = weights[level]
-        for row in range(first, first + levels[level] - 2):
-            before, here, after = controls[row], controls[row + 1], controls[row + 2]
-            by_before, by_here, by_after = gradient[row], gradient[row + 1], gradient[row + 2]
-            sum_of_row = float32(0)
-            for k in range(controls.shape[1]):
-                second = before[k] - float32(2) * here[k] + after[k]
-                sum_of_row += second * second
-                pull = float32(2) * weight * second
-                by_before[k] += pull
-                by_here[k] -= float32(2) * pull
-                by_after[k] += pull
-            total += weight * sum_of_row
-        first += levels[level]
-    return total

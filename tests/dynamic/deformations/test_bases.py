@@ -106,10 +106,10 @@ def test_the_compiled_acceleration_and_its_gradient_equal_plain_torch_in_float64
     levels = [4, 9, 25]
     plain = torch.randn(38, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
     fused = plain.detach().float().requires_grad_()
-    got, wanted = acceleration(fused, levels, 0.3), acceleration_plain(plain, levels, 0.3)
+    got, wanted = acceleration(fused, levels), acceleration_plain(plain, levels)
     torch.testing.assert_close(got.double(), wanted, **CLOSE)
-    (2 * got).backward()
-    (2 * wanted).backward()
+    (0.3 * got).backward()
+    (0.3 * wanted).backward()
     torch.testing.assert_close(fused.grad.double(), plain.grad, **CLOSE)
 
 
