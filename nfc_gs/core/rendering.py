@@ -27,6 +27,8 @@ class Rendering:
     `gather`: a picture [H W P] -> (sums [N P], weights [N]), each Gaussian's compositing-weighted sum of the pixels it
     covers, and the sum of those weights (no gradient).
     `absgrad`, if asked for: after the backward pass, the sums over pixels of |d loss / d means2d|, [N 2].
+    `weights`, if asked for: after the backward pass, the sum over pixels of each Gaussian's compositing weight, [N]: what
+    `gather` gives too, without a pass of its own.
     """
 
     channels: Float[Tensor, "H W C"]
@@ -36,3 +38,4 @@ class Rendering:
     radii: Int[Tensor, "N 2"]
     gather: Callable[[Tensor], tuple[Tensor, Tensor]]
     absgrad: Callable[[], Tensor] | None = None
+    weights: Callable[[], Tensor] | None = None

@@ -29,10 +29,12 @@ from nfc_gs.kernels.simd import (
     absolute,
     add,
     add_columns,
+    add_four,
     at_least,
     at_most,
     bits,
     broadcast,
+    copy_four,
     divide,
     exp2,
     fill,
@@ -40,12 +42,14 @@ from nfc_gs.kernels.simd import (
     fnma,
     largest,
     load,
+    load_columns,
     minimum,
     multiply,
     prefetch,
     select,
     smallest,
     store,
+    store_columns,
     subtract,
     transpose,
 )
@@ -53,15 +57,14 @@ from nfc_gs.kernels.tiles import (
     AHEAD,
     BLOCK,
     BLOCKS,
-    LOG_OPACITY,
     MEAN_X,
-    MEAN_Y,
     OPACITY,
     ROOT_P,
     ROOT_Q,
     ROOT_R,
     ROW,
     TILE,
+    find_rows,
     list_block,
     touch_blocks,
 )
@@ -77,6 +80,8 @@ S1, SX, SY, SXX, SXY, SYY, ABS_X, ABS_Y = 0, 1, 2, 3, 4, 5, 6, 7
 GU, GV, GUU, GUV, GVV, G1 = 0, 1, 2, 3, 4, 5
 # Weights are kept for so many splats before they meet the channels: few enough for the nearest cache.
 _BATCH = 64
+# Of so many splats the dot products with the incoming gradient are formed together, when there are several groups.
+AT_ONCE = 4
 
 _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
@@ -112,30 +117,30 @@ class Lists(NamedTuple):
 
 
 @njit(**_SETTINGS)
-def _localize(lists, tile, values, stride, local):
-    """Writes the rows of a tile's splats, with their channels, to `local`."""
+def _localize(lists, tile, values, stride, starts, places, local):
+    """Writes the rows of a tile's splats, with their channels, to `local`; `starts` and `places` are scratch [16]."""
     channels = values.shape[1]
-    middle_x = float32(tile % lists.across * TILE + TILE // 2)
-    middle_y = float32(tile // lists.across * TILE + TILE // 2)
-    first, last, rows = lists.starts[tile], lists.starts[tile + 1], lists.rows
-    for k in range(last - first):
-        ahead = np.int64(lists.splats[min(first + k + AHEAD, last - 1)])
-        prefetch(rows, ahead * ROW)
-        prefetch(values, ahead * channels)
-        i = lists.splats[first + k]
-        source = np.int64(i) * ROW
-        at = k * stride
-        x, y = middle_x - rows[source + MEAN_X], middle_y - rows[source + MEAN_Y]
-        local[at + U0] = rows[source + ROOT_P] * x + rows[source + ROOT_Q] * y
-        local[at + V0] = rows[source + ROOT_R] * y
-        local[at + P], local[at + Q], local[at + R] = (
-            rows[source + ROOT_P],
-            rows[source + ROOT_Q],
-            rows[source + ROOT_R],
-        )
-        local[at + E0] = rows[source + LOG_OPACITY]
-        for channel in range(channels):
-            local[at + LOCAL + channel] = values[i, channel]
+    whole = channels // GROUP * GROUP
+    middle_x = fill(float32(tile % lists.across * TILE + TILE // 2))
+    middle_y = fill(float32(tile // lists.across * TILE + TILE // 2))
+    splats = lists.splats[lists.starts[tile] : lists.starts[tile + 1]]
+    zero = fill(_ZERO)
+    for first in range(0, splats.size, LANES):
+        find_rows(lists.rows, splats, first, starts)
+        for lane in range(LANES):
+            places[lane] = (first + lane) * stride
+        mean_x, mean_y, p, q = load_columns(lists.rows, starts, MEAN_X)
+        r, log_opacity, _, _ = load_columns(lists.rows, starts, ROOT_R)
+        x, y = subtract(middle_x, mean_x), subtract(middle_y, mean_y)
+        store_columns(local, places, U0, fma(p, x, multiply(q, y)), multiply(r, y), p, q)
+        store_columns(local, places, R, r, log_opacity, zero, zero)
+        for k in range(first, min(first + LANES, splats.size)):
+            prefetch(values, np.int64(splats[min(k + AHEAD, splats.size - 1)]) * channels)
+            source, place = np.int64(splats[k]) * channels, k * stride + LOCAL
+            for channel in range(0, whole, GROUP):
+                copy_four(local, place + channel, values, source + channel)
+            for channel in range(whole, channels):
+                local[place + channel] = values[splats[k], channel]
 
 
 @njit(**_SETTINGS)
@@ -147,6 +152,13 @@ def _inside(lists, tile, block):
     right = fill(float32(x) - float32(TILE / 2))
     bottom = fill(float32(y) - float32(TILE / 2))
     return select(above(right, load(_LANE_X, 0)), select(above(bottom, load(_LANE_Y, 0)), one, zero), zero)
+
+
+@njit(**_SETTINGS)
+def _find_pixels(x, y, pitch, channels, starts):
+    """Writes where the pixels of the block at x, y start in a picture whose rows are `pitch` numbers long."""
+    for lane in range(LANES):
+        starts[lane] = (y + lane // BLOCK) * pitch + (x + lane % BLOCK) * channels
 
 
 @njit(**_SETTINGS)
@@ -162,17 +174,18 @@ def composite(
     groups = (channels + GROUP - 1) // GROUP
     stride = LOCAL + groups * GROUP
     room = (lists.longest + LANES - 1) // LANES * LANES + LANES
-    shapes = np.empty(8 * room, np.float32)
+    whole = channels // GROUP * GROUP
     local = np.zeros(room * stride, np.float32)
     listed = np.empty(room, np.uint32)
+    starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     weights = np.empty(_BATCH * LANES, np.float32)
     sums = np.empty(groups * GROUP * LANES, np.float32)
     for tile in range(first, lists.starts.size - 1, step):
         begin, end = lists.starts[tile], lists.starts[tile + 1]
         left, top = tile % lists.across * TILE, tile // lists.across * TILE
         touches = lists.touches[lists.groups[tile] * BLOCKS : lists.groups[tile + 1] * BLOCKS]
-        touch_blocks(lists.rows, lists.splats[begin:end], float32(left), float32(top), shapes, touches)
-        _localize(lists, tile, values, stride, local)
+        touch_blocks(lists.rows, lists.splats[begin:end], float32(left), float32(top), starts, touches)
+        _localize(lists, tile, values, stride, starts, places, local)
         for block in range(BLOCKS):
             x, y = left + block % 4 * BLOCK, top + block // 4 * BLOCK
             if x >= lists.width or y >= lists.height:
@@ -184,14 +197,28 @@ def composite(
                 listed[:count], local, stride, block, limits, _inside(lists, tile, block), weights, sums,
                 transmittances, stops, state,
             )  # fmt: skip
-            for lane in range(LANES):
-                row, column = y + lane // BLOCK, x + lane % BLOCK
-                if row < lists.height and column < lists.width:
-                    left_over = transmittances[state + lane]
-                    alpha_out[row, column] = _ONE - left_over
-                    for channel in range(channels):
-                        sum = sums[channel * LANES + lane]
-                        channels_out[row, column, channel] = sum + left_over * background[channel]
+            left_over = load(transmittances, state)
+            for channel in range(channels):
+                sum = load(sums, channel * LANES)
+                store(sums, channel * LANES, fma(left_over, fill(background[channel]), sum))
+            if x + BLOCK <= lists.width and y + BLOCK <= lists.height:
+                _find_pixels(x, y, lists.width * channels, channels, starts)
+                for channel in range(0, whole, GROUP):
+                    a, b = load(sums, channel * LANES), load(sums, (channel + 1) * LANES)
+                    c, d = load(sums, (channel + 2) * LANES), load(sums, (channel + 3) * LANES)
+                    store_columns(channels_out, starts, channel, a, b, c, d)
+                for lane in range(LANES):
+                    row, column = y + lane // BLOCK, x + lane % BLOCK
+                    alpha_out[row, column] = _ONE - transmittances[state + lane]
+                    for channel in range(whole, channels):
+                        channels_out[row, column, channel] = sums[channel * LANES + lane]
+            else:
+                for lane in range(LANES):
+                    row, column = y + lane // BLOCK, x + lane % BLOCK
+                    if row < lists.height and column < lists.width:
+                        alpha_out[row, column] = _ONE - transmittances[state + lane]
+                        for channel in range(channels):
+                            channels_out[row, column, channel] = sums[channel * LANES + lane]
 
 
 @njit(**_SETTINGS)
@@ -254,31 +281,38 @@ def _composite_block(listed, local, stride, block, limits, through, weights, sum
 
 @njit(**_SETTINGS)
 def composite_backward(
-    first, step, lists, values, background, limits, transmittances, stops, grad_channels, grad_alpha, absgrad, gradients
-):
-    """Adds the gradients of the splats, in tiles first, first + step, ..., to `gradients` [N 8 + C].
+    first, step, lists, values, background, limits, transmittances, stops, grad_channels, grad_alpha, absgrad, weigh,
+    gradients,
+):  # fmt: skip
+    """Writes the gradients of the splats, in tiles first, first + step, ..., to `gradients` [at least N + 1 rows, ...].
 
-    See GU, ... for the columns; ABS_X and ABS_Y only if `absgrad`. `transmittances` and `stops` are from `composite`.
+    See GU, ... for the columns of a row, which is LOCAL + `padded(C, weigh)` long; ABS_X and ABS_Y only if `absgrad`,
+    and if `weigh` the sum of a splat's weights where channel C would be. The last row is scratch. `transmittances`
+    and `stops` are from `composite`.
     """
     channels = values.shape[1]
-    groups = (channels + GROUP - 1) // GROUP
-    stride = LOCAL + groups * GROUP
+    stride = LOCAL + padded(channels, weigh)
     room = (lists.longest + LANES - 1) // LANES * LANES + LANES
     local = np.zeros(room * stride, np.float32)
     listed = np.empty(room, np.uint32)
-    incoming = np.zeros(groups * GROUP * LANES, np.float32)
+    incoming = np.zeros((stride - LOCAL) * LANES, np.float32)
+    if weigh:
+        # Ones come in here where the splats have a channel of zeros: their sums are the weights'.
+        incoming[channels * LANES : (channels + 1) * LANES] = _ONE
     behind = np.empty(LANES, np.float32)
     # A row more than there are splats, into which unused lanes are added.
     sums = np.empty(room * stride, np.float32)
     batch = np.zeros((4, LANES * LANES), np.float32)
-    starts = np.empty(LANES, np.int64)
+    dots = np.empty(AT_ONCE * LANES, np.float32)
+    starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    gradients[:] = _ZERO
     for tile in range(first, lists.starts.size - 1, step):
         count_in_tile = lists.starts[tile + 1] - lists.starts[tile]
         if count_in_tile == 0:
             continue
         left, top = tile % lists.across * TILE, tile // lists.across * TILE
         touches = lists.touches[lists.groups[tile] * BLOCKS : lists.groups[tile + 1] * BLOCKS]
-        _localize(lists, tile, values, stride, local)
+        _localize(lists, tile, values, stride, starts, places, local)
         sums[: count_in_tile * stride] = _ZERO
         for block in range(BLOCKS):
             x, y = left + block % 4 * BLOCK, top + block // 4 * BLOCK
@@ -288,28 +322,64 @@ def composite_backward(
             if not largest(load(stops, state)) > 0:
                 continue
             list_block(touches, touches.size // BLOCKS, block, stride, listed)
-            for lane in range(LANES):
-                row, column = y + lane // BLOCK, x + lane % BLOCK
-                inside = row < lists.height and column < lists.width
-                total = _ZERO
-                for channel in range(channels):
-                    value = grad_channels[row, column, channel] if inside else _ZERO
-                    incoming[channel * LANES + lane] = value
-                    total += value * background[channel]
-                behind[lane] = transmittances[state + lane] * (total - grad_alpha[row, column]) if inside else _ZERO
+            _receive(lists, x, y, grad_channels, grad_alpha, background, channels, starts, incoming, behind)
             _composite_block_backward(
                 listed, local, stride, block, limits, load(transmittances, state), load(stops, state),
-                load(behind, 0), incoming, absgrad, count_in_tile * stride, batch, starts, sums,
+                multiply(load(transmittances, state), load(behind, 0)), incoming, absgrad, count_in_tile * stride,
+                batch, dots, starts, sums,
             )  # fmt: skip
-        _gather_moments(lists, tile, channels, stride, local, sums, absgrad, gradients)
+        _gather_moments(lists, tile, stride, local, sums, starts, places, gradients)
+
+
+@njit(**_SETTINGS)
+def padded(channels, weigh):
+    """How many channels the backward pass works with: whole groups, at least one, with room for the weights."""
+    return max(channels + weigh + GROUP - 1, GROUP) // GROUP * GROUP
+
+
+@njit(**_SETTINGS)
+def _receive(lists, x, y, grad_channels, grad_alpha, background, channels, starts, incoming, behind):
+    """Writes a block's gradients to `incoming` [C 16], and what comes through from behind all splats to `behind` [16]."""
+    if x + BLOCK <= lists.width and y + BLOCK <= lists.height:
+        # Four channels at a time; the last few may have the next pixel's behind them, but the picture's last pixel not.
+        whole = channels
+        if x + BLOCK == lists.width and y + BLOCK == lists.height:
+            whole = channels // GROUP * GROUP
+        _find_pixels(x, y, lists.width * channels, channels, starts)
+        for channel in range(0, whole, GROUP):
+            a, b, c, d = load_columns(grad_channels, starts, channel)
+            store(incoming, channel * LANES, a)
+            if channel + 1 < channels:
+                store(incoming, (channel + 1) * LANES, b)
+            if channel + 2 < channels:
+                store(incoming, (channel + 2) * LANES, c)
+            if channel + 3 < channels:
+                store(incoming, (channel + 3) * LANES, d)
+        for lane in range(LANES):
+            row, column = y + lane // BLOCK, x + lane % BLOCK
+            behind[lane] = -grad_alpha[row, column]
+            for channel in range(whole, channels):
+                incoming[channel * LANES + lane] = grad_channels[row, column, channel]
+    else:
+        for lane in range(LANES):
+            row, column = y + lane // BLOCK, x + lane % BLOCK
+            inside = row < lists.height and column < lists.width
+            behind[lane] = -grad_alpha[row, column] if inside else _ZERO
+            for channel in range(channels):
+                incoming[channel * LANES + lane] = grad_channels[row, column, channel] if inside else _ZERO
+    total = load(behind, 0)
+    for channel in range(channels):
+        total = fma(load(incoming, channel * LANES), fill(background[channel]), total)
+    store(behind, 0, total)
 
 
 @njit(**_SETTINGS)
 def _composite_block_backward(
-    listed, local, stride, block, limits, through, stops, behind, incoming, absgrad, unused, batch, starts, sums
+    listed, local, stride, block, limits, through, stops, behind, incoming, absgrad, unused, batch, dots, starts, sums
 ):
-    """One block: adds its splats' moments and channel sums to `sums`, rows of `stride`; `unused` is where a spare row
-    is.
+    """One block: adds its splats' moments and channel sums to `sums`, rows of `stride`.
+
+    `unused` is where a spare row is; `batch`, `dots` and `starts` are scratch.
 
     `through` is the transmittance behind all, `behind` S behind all, `incoming` v [C 16].
     """
@@ -321,6 +391,7 @@ def _composite_block_backward(
     products, weights, absolute_x, absolute_y = batch[0], batch[1], batch[2], batch[3]
     k = int(largest(stops)) - 1
     fewest, never = int(smallest(stops)), fill(float32(np.inf))
+    many, ready = stride - LOCAL > GROUP, 0
     while k >= 0:
         used = 0
         while k >= 0 and used < LANES:
@@ -337,11 +408,22 @@ def _composite_block_backward(
             alpha = minimum(raw, alpha_max)
             inverse = divide(one, subtract(one, alpha))
             through = multiply(through, inverse)
-            dot = zero
-            for group in range(0, stride - LOCAL, GROUP):
-                for channel in range(GROUP):
-                    place = group + channel
-                    dot = fma(broadcast(local, at + LOCAL + place), load(incoming, place * LANES), dot)
+            if many:
+                if ready == 0:
+                    _dot_products(listed, k, local, stride, incoming, dots)
+                    ready = AT_ONCE
+                ready -= 1
+                dot = load(dots, ready * LANES)
+            else:
+                dot = fma(
+                    broadcast(local, at + LOCAL + 1), load(incoming, LANES),
+                    multiply(broadcast(local, at + LOCAL), load(incoming, 0)),
+                )  # fmt: skip
+                rest = fma(
+                    broadcast(local, at + LOCAL + 3), load(incoming, 3 * LANES),
+                    multiply(broadcast(local, at + LOCAL + 2), load(incoming, 2 * LANES)),
+                )  # fmt: skip
+                dot = add(dot, rest)
             weight = multiply(alpha, through)
             by_alpha = fnma(behind, inverse, multiply(through, dot))
             behind = fma(weight, dot, behind)
@@ -370,6 +452,22 @@ def _composite_block_backward(
                         fma(weight, broadcast(incoming, at + 3 * LANES), d),
                     )
                 add_columns(sums, starts, LOCAL + group, a, b, c, d)
+
+
+@njit(**_SETTINGS)
+def _dot_products(listed, k, local, stride, incoming, dots):
+    """<c, v> at 16 pixels for the splats k, k - 1, ... of a block; splat k - i comes at AT_ONCE - 1 - i."""
+    at_a, at_b = np.int64(listed[np.uint64(k)]), np.int64(listed[np.uint64(max(k - 1, 0))])
+    at_c, at_d = np.int64(listed[np.uint64(max(k - 2, 0))]), np.int64(listed[np.uint64(max(k - 3, 0))])
+    a, b, c, d = fill(_ZERO), fill(_ZERO), fill(_ZERO), fill(_ZERO)
+    for channel in range(stride - LOCAL):
+        value, column = load(incoming, channel * LANES), LOCAL + channel
+        a, b = fma(broadcast(local, at_a + column), value, a), fma(broadcast(local, at_b + column), value, b)
+        c, d = fma(broadcast(local, at_c + column), value, c), fma(broadcast(local, at_d + column), value, d)
+    store(dots, 3 * LANES, a)
+    store(dots, 2 * LANES, b)
+    store(dots, LANES, c)
+    store(dots, 0, d)
 
 
 @njit(**_SETTINGS)
@@ -420,47 +518,52 @@ def _add_moments(products, left, top, absgrad, absolute_x, absolute_y, starts, s
 
 
 @njit(**_SETTINGS)
-def _gather_moments(lists, tile, channels, stride, local, sums, absgrad, gradients):
+def _gather_moments(lists, tile, stride, local, sums, starts, places, gradients):
     """Adds a tile's `sums` to its splats' `gradients`, the moments of place made into moments of u and v."""
-    first, last = lists.starts[tile], lists.starts[tile + 1]
-    for k in range(last - first):
-        ahead = np.int64(lists.splats[min(first + k + AHEAD, last - 1)])
-        prefetch(gradients, ahead * gradients.shape[1])
-        at = k * stride
-        u0, v0, p, q, r = local[at + U0], local[at + V0], local[at + P], local[at + Q], local[at + R]
-        s, sx, sy = sums[at + S1], sums[at + SX], sums[at + SY]
-        sxx, sxy, syy = sums[at + SXX], sums[at + SXY], sums[at + SYY]
-        su, sv = u0 * s + p * sx + q * sy, v0 * s + r * sy
-        sux, suy = u0 * sx + p * sxx + q * sxy, u0 * sy + p * sxy + q * syy
-        i = lists.splats[first + k]
-        gradients[i, GU] += su
-        gradients[i, GV] += sv
-        gradients[i, GUU] += u0 * su + p * sux + q * suy
-        gradients[i, GUV] += v0 * su + r * suy
-        gradients[i, GVV] += v0 * sv + r * (v0 * sy + r * syy)
-        gradients[i, G1] += s
-        if absgrad:
-            gradients[i, ABS_X] += sums[at + ABS_X]
-            gradients[i, ABS_Y] += sums[at + ABS_Y]
-        for channel in range(channels):
-            gradients[i, LOCAL + channel] += sums[at + LOCAL + channel]
+    splats = lists.splats[lists.starts[tile] : lists.starts[tile + 1]]
+    spare = (gradients.shape[0] - 1) * stride
+    for first in range(0, splats.size, LANES):
+        for lane in range(LANES):
+            k = first + lane
+            starts[lane] = k * stride
+            places[lane] = np.int64(splats[k]) * stride if k < splats.size else spare
+            prefetch(gradients, np.int64(splats[min(k + LANES, splats.size - 1)]) * stride)
+        u0, v0, p, q = load_columns(local, starts, U0)
+        r, _, _, _ = load_columns(local, starts, R)
+        s, sx, sy, sxx = load_columns(sums, starts, S1)
+        sxy, syy, absolute_x, absolute_y = load_columns(sums, starts, SXY)
+        su, sv = fma(u0, s, fma(p, sx, multiply(q, sy))), fma(v0, s, multiply(r, sy))
+        sux, suy = fma(u0, sx, fma(p, sxx, multiply(q, sxy))), fma(u0, sy, fma(p, sxy, multiply(q, syy)))
+        suu, suv = fma(u0, su, fma(p, sux, multiply(q, suy))), fma(v0, su, multiply(r, suy))
+        svv = fma(v0, sv, multiply(r, fma(v0, sy, multiply(r, syy))))
+        add_columns(gradients, places, GU, su, sv, suu, suv)
+        add_columns(gradients, places, GVV, svv, s, absolute_x, absolute_y)
+        for lane in range(min(LANES, splats.size - first)):
+            for column in range(LOCAL, stride, GROUP):
+                add_four(gradients, places[lane] + column, sums, starts[lane] + column)
 
 
 @njit(**_SETTINGS)
 def spread_gradients(
-    first, last, lists, radii, gradients, grad_means2d, grad_covariances, grad_opacities, grad_values, grad_absolute
-):
-    """Adds up the threads' `gradients` [threads N 8 + C] of splats first .. last - 1, in the inputs' own terms.
+    first, last, lists, radii, gradients, absgrad, weigh,
+    grad_means2d, grad_covariances, grad_opacities, grad_values, grad_absolute, weights,
+):  # fmt: skip
+    """Adds up the threads' `gradients` [threads N + 1 _] of splats first .. last - 1, in the inputs' own terms.
 
     The gradient of -|U d|²/2 by the mean is Uᵀ U d, and by the covariance (Uᵀ U d)(Uᵀ U d)ᵀ / 2; `grad_covariances`
-    holds (xx, xy, yy) with xy for both corners. Writes all but the rows of splats that are not drawn.
+    holds (xx, xy, yy) with xy for both corners. `grad_absolute` only if `absgrad`, `weights` [N] only if `weigh`. Zeros
+    for splats that are not drawn.
     """
     row = np.empty(gradients.shape[2], np.float32)
     scale = _ONE / _SCALE
     for i in range(first, last):
         if radii[i, 0] == 0:
-            grad_means2d[i] = grad_covariances[i] = grad_absolute[i] = grad_values[i] = _ZERO
+            grad_means2d[i] = grad_covariances[i] = grad_values[i] = _ZERO
             grad_opacities[i] = _ZERO
+            if absgrad:
+                grad_absolute[i] = _ZERO
+            if weigh:
+                weights[i] = _ZERO
             continue
         row[:] = gradients[0, i]
         for thread in range(1, gradients.shape[0]):
@@ -475,7 +578,10 @@ def spread_gradients(
         grad_covariances[i, 1] = square * p * (q * row[GUU] + r * row[GUV])
         grad_covariances[i, 2] = square * _HALF * (q * (q * row[GUU] + (r + r) * row[GUV]) + r * r * row[GVV])
         grad_opacities[i] = row[G1] / lists.rows[i * ROW + OPACITY]
-        grad_absolute[i, 0] = scale * row[ABS_X]
-        grad_absolute[i, 1] = scale * row[ABS_Y]
+        if absgrad:
+            grad_absolute[i, 0] = scale * row[ABS_X]
+            grad_absolute[i, 1] = scale * row[ABS_Y]
         for channel in range(grad_values.shape[1]):
             grad_values[i, channel] = row[LOCAL + channel]
+        if weigh:
+            weights[i] = row[LOCAL + grad_values.shape[1]]

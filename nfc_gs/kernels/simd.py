@@ -23,6 +23,7 @@ _index = ir.IntType(types.intp.bitwidth)
 _floats = ir.VectorType(_float, LANES)
 _ints = ir.VectorType(_int32, LANES)
 _flags = ir.VectorType(ir.IntType(1), LANES)
+_quarter = ir.VectorType(_float, 4)
 # Sums may be regrouped and signs of zero dropped; NaN and infinity keep their meaning.
 _RELAXED = ("nsz", "contract", "reassoc", "arcp")
 
@@ -354,19 +355,90 @@ def transpose(typing, array):
     return types.void(array), generate
 
 
+def _columns_to_rows(builder, columns):
+    """For every lane i the four numbers (x[i], y[i], z[i], w[i]) as a vector of their own."""
+    rows = _transposed_quarters(builder, columns)
+    for lane in range(LANES):
+        order = ir.Constant(ir.VectorType(_int32, 4), [lane // 4 * 4 + i for i in range(4)])
+        yield lane, builder.shuffle_vector(rows[lane % 4], rows[lane % 4], order)
+
+
+def _row_at(context, builder, array, value, starts, start_values, column, lane):
+    """The address of the four numbers that lane's row has at the column."""
+    start = builder.load(_element(context, builder, starts, start_values, _index(lane)))
+    return _vector_at(context, builder, array, value, builder.add(start, column), _quarter)
+
+
 @intrinsic
 def add_columns(typing, array, starts, column, x, y, z, w):
     """For every lane i: `array[starts[i] + column :][:4] += x[i], y[i], z[i], w[i]`; lanes take their turn in order."""
 
     def generate(context, builder, signature, values):
-        quarter = ir.VectorType(_float, 4)
-        rows = _transposed_quarters(builder, values[3:])
-        for lane in range(LANES):
-            order = ir.Constant(ir.VectorType(_int32, 4), [lane // 4 * 4 + i for i in range(4)])
-            addend = builder.shuffle_vector(rows[lane % 4], rows[lane % 4], order)
-            start = builder.load(_element(context, builder, starts, values[1], _index(lane)))
-            place = _vector_at(context, builder, array, values[0], builder.add(start, values[2]), quarter)
+        for lane, addend in _columns_to_rows(builder, values[3:]):
+            place = _row_at(context, builder, array, values[0], starts, values[1], values[2], lane)
             builder.store(builder.fadd(builder.load(place, align=4), addend), place, align=4)
         return context.get_dummy_value()
 
     return types.void(array, starts, types.intp, Lanes, Lanes, Lanes, Lanes), generate
+
+
+@intrinsic
+def store_columns(typing, array, starts, column, x, y, z, w):
+    """For every lane i: `array[starts[i] + column :][:4] = x[i], y[i], z[i], w[i]`; lanes take their turn in order."""
+
+    def generate(context, builder, signature, values):
+        for lane, row in _columns_to_rows(builder, values[3:]):
+            place = _row_at(context, builder, array, values[0], starts, values[1], values[2], lane)
+            builder.store(row, place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, starts, types.intp, Lanes, Lanes, Lanes, Lanes), generate
+
+
+@intrinsic
+def load_columns(typing, array, starts, column):
+    """(x, y, z, w) with, for every lane i, `x[i], y[i], z[i], w[i] = array[starts[i] + column :][:4]`."""
+
+    def generate(context, builder, signature, values):
+        places = [
+            _row_at(context, builder, array, values[0], starts, values[1], values[2], lane) for lane in range(LANES)
+        ]
+        rows = [builder.load(place, align=4) for place in places]
+        # Quarter q of the c-th vector is the row of lane 4 q + c, so that transposing the quarters gives columns.
+        vectors = []
+        for c in range(4):
+            halves = [
+                builder.shuffle_vector(
+                    rows[q + c], rows[q + 4 + c], ir.Constant(ir.VectorType(_int32, 8), list(range(8)))
+                )
+                for q in (0, 8)
+            ]
+            vectors.append(builder.shuffle_vector(*halves, ir.Constant(_ints, list(range(LANES)))))
+        return context.make_tuple(builder, signature.return_type, _transposed_quarters(builder, vectors))
+
+    return types.UniTuple(Lanes, 4)(array, starts, types.intp), generate
+
+
+@intrinsic
+def copy_four(typing, array, index, source, place):
+    """`array[index : index + 4] = source[place : place + 4]`."""
+
+    def generate(context, builder, signature, values):
+        four = builder.load(_vector_at(context, builder, source, values[2], values[3], _quarter), align=4)
+        builder.store(four, _vector_at(context, builder, array, values[0], values[1], _quarter), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, source, types.intp), generate
+
+
+@intrinsic
+def add_four(typing, array, index, source, place):
+    """`array[index : index + 4] += source[place : place + 4]`."""
+
+    def generate(context, builder, signature, values):
+        four = builder.load(_vector_at(context, builder, source, values[2], values[3], _quarter), align=4)
+        target = _vector_at(context, builder, array, values[0], values[1], _quarter)
+        builder.store(builder.fadd(builder.load(target, align=4), four), target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, source, types.intp), generate

@@ -28,6 +28,8 @@ if os.name == "posix":
 
 def share(work: Callable[[int], T], threads: int) -> list[T]:
     """`[work(0), ..., work(threads - 1)]`, at the same time; the caller's own thread does the first."""
+    if threads == 1:
+        return [work(0)]
     others = [_workers.submit(work, number) for number in range(1, threads)]
     return [work(0), *(other.result() for other in others)]
 

@@ -16,6 +16,7 @@ from numba import float32, njit
 
 from nfc_gs.kernels.simd import (
     LANES,
+    add,
     at_least,
     at_most,
     bits,
@@ -23,7 +24,7 @@ from nfc_gs.kernels.simd import (
     fill,
     fma,
     fnma,
-    load,
+    load_columns,
     maximum,
     minimum,
     multiply,
@@ -231,41 +232,27 @@ def groups_before(starts, groups):
 
 
 @njit(**_SETTINGS)
-def touch_blocks(rows, splats, left, top, shapes, touches):
+def touch_blocks(rows, splats, left, top, starts, touches):
     """Which of a tile's splats touch which of its blocks.
 
-    `splats` are their indices; `left` and `top` the tile's corner; `shapes` scratch of 8 x (16 * groups) floats. Bit i
-    of `touches[16 * group + block]` (uint16) is set if splat 16 * group + i touches the block.
+    `splats` are their indices; `left` and `top` the tile's corner; `starts` scratch for 16 int64. Bit i of
+    `touches[16 * group + block]` (uint16) is set if splat 16 * group + i touches the block.
     """
     count = splats.size
-    groups = (count + LANES - 1) // LANES
-    pitch = groups * LANES
-    for k in range(count):
-        prefetch(rows, np.int64(splats[min(k + AHEAD, count - 1)]) * ROW)
-        at = np.int64(splats[k]) * ROW
-        shapes[k] = rows[at + MEAN_X] - left - _HALF
-        shapes[pitch + k] = rows[at + MEAN_Y] - top - _HALF
-        shapes[2 * pitch + k] = rows[at + ROOT_R]
-        shapes[3 * pitch + k] = rows[at + REACH]
-        shapes[4 * pitch + k] = rows[at + HALF_HEIGHT]
-        shapes[5 * pitch + k] = rows[at + RIGHTMOST]
-        shapes[6 * pitch + k] = rows[at + SLANT]
-        shapes[7 * pitch + k] = rows[at + WIDTH]
-    for part in range(8):
-        for k in range(count, pitch):
-            # A height of -1 touches nothing.
-            shapes[part * pitch + k] = float32(-1)
-    zero = fill(_ZERO)
-    for group in range(groups):
-        k = group * LANES
-        x, y = load(shapes, k), load(shapes, pitch + k)
-        root_r, reach = load(shapes, 2 * pitch + k), load(shapes, 3 * pitch + k)
-        half_height, rightmost = load(shapes, 4 * pitch + k), load(shapes, 5 * pitch + k)
-        slant, width = load(shapes, 6 * pitch + k), load(shapes, 7 * pitch + k)
+    zero, half = fill(_ZERO), fill(_HALF)
+    from_left, from_top = add(fill(left), half), add(fill(top), half)
+    for group in range((count + LANES - 1) // LANES):
+        first = group * LANES
+        there = np.uint32(2**LANES - 1) >> np.uint32(max(first + LANES - count, 0))
+        find_rows(rows, splats, first, starts)
+        x, y, _, _ = load_columns(rows, starts, MEAN_X)
+        root_r, _, _, reach = load_columns(rows, starts, ROOT_R)
+        half_height, rightmost, slant, width = load_columns(rows, starts, HALF_HEIGHT)
+        x, y, lowest = subtract(x, from_left), subtract(y, from_top), subtract(zero, half_height)
         for strip in range(4):
             y0, y1 = subtract(fill(float32(4 * strip)), y), subtract(fill(float32(4 * strip + 3)), y)
-            inside = both(at_least(y1, subtract(zero, half_height)), at_most(y0, half_height))
-            y0, y1 = maximum(y0, subtract(zero, half_height)), minimum(y1, half_height)
+            inside = both(at_least(y1, lowest), at_most(y0, half_height))
+            y0, y1 = maximum(y0, lowest), minimum(y1, half_height)
             right = minimum(maximum(rightmost, y0), y1)
             left_y = minimum(maximum(subtract(zero, rightmost), y0), y1)
             right_v, left_v = multiply(root_r, right), multiply(root_r, left_y)
@@ -275,7 +262,19 @@ def touch_blocks(rows, splats, left, top, shapes, touches):
                 hit = both(
                     at_least(x1, fill(float32(4 * column) - _HAIR)), at_most(x0, fill(float32(4 * column + 3) + _HAIR))
                 )
-                touches[group * BLOCKS + strip * 4 + column] = bits(both(inside, hit))
+                touches[group * BLOCKS + strip * 4 + column] = bits(both(inside, hit)) & there
+
+
+@njit(**_SETTINGS)
+def find_rows(rows, splats, first, starts):
+    """Writes where the rows of splats[first], ... start to `starts` [16], the last one's again where there is none.
+
+    Also asks for the rows of those that come next.
+    """
+    last = splats.size - 1
+    for lane in range(LANES):
+        starts[lane] = np.int64(splats[min(first + lane, last)]) * ROW
+        prefetch(rows, np.int64(splats[min(first + LANES + lane, last)]) * ROW)
 
 
 @njit(**_SETTINGS)

@@ -122,9 +122,10 @@ class Auto(Rasterizer):
         *,
         depth: bool = False,
         absgrad: bool = False,
+        weights: bool = False,
     ) -> Rendering:
         """See `Rasterizer`."""
-        return choose().rasterizer(splats, camera, background, depth=depth, absgrad=absgrad)
+        return choose().rasterizer(splats, camera, background, depth=depth, absgrad=absgrad, weights=weights)
 
 
 Spec = Auto

@@ -27,6 +27,7 @@ class Rasterizer(abc.ABC):
         *,
         depth: bool = False,
         absgrad: bool = False,
+        weights: bool = False,
     ) -> Rendering:
         """Composites the splats front to back over `background`, one number a channel.
 
@@ -36,4 +37,6 @@ class Rasterizer(abc.ABC):
             background: the channels behind everything.
             depth: also the alpha-weighted depth (otherwise `Rendering.depth` is None).
             absgrad: also the sum over pixels of the absolute gradients of `means2d` (AbsGS, arXiv 2404.10484).
+            weights: also the sum over pixels of each splat's compositing weight, at hardly any cost on the CPU; gsplat
+                needs a pass of its own for it, when it is asked.
         """

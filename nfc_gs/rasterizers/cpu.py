@@ -1,7 +1,10 @@
 """Tiled, threaded SIMD rasterization on the CPU, by Numba kernels behind torch's autograd."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -117,15 +120,52 @@ def _lists(
     )
 
 
+class _Scratch:
+    """Memory for what is forgotten within a call, kept from call to call: fresh memory costs a page fault every 4 KiB.
+
+    What a call hands out is never taken from here.
+    """
+
+    def __init__(self) -> None:
+        self._spare: list[np.ndarray] = []
+
+    @contextmanager
+    def borrow(self, *shape: int) -> Iterator[np.ndarray]:
+        """A float32 array of any content, for the `with` block alone; calls at the same time get different ones."""
+        size = math.prod(shape)
+        # One call takes what the last one gave back; of calls at the same time, all but one make their own.
+        memory = self._spare.pop() if self._spare else np.empty(0, np.float32)
+        if memory.size < size:
+            memory = np.empty(size, np.float32)
+        try:
+            yield memory[:size].reshape(shape)
+        finally:
+            self._spare[:] = [memory]
+
+
+_scratch = _Scratch()
+
+
+class _Sums(NamedTuple):
+    """What a backward pass adds up, a row a splat; the last two are empty where they were not asked for."""
+
+    means2d: np.ndarray
+    covariances: np.ndarray
+    opacities: np.ndarray
+    values: np.ndarray
+    absolute: np.ndarray
+    weights: np.ndarray
+
+
 @dataclass
 class _Drawing:
-    """One picture's lists, and what its backward passes need."""
+    """One picture's lists, and what its backward passes need; `sums` are the last one's."""
 
     lists: compositing.Lists
     radii: np.ndarray
     transmittances: np.ndarray
     stops: np.ndarray
-    absgrad: Tensor | None = None
+    sums: _Sums | None = None
 
     def forward(self, values: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The picture [H W C] and its alpha [H W]."""
@@ -147,47 +187,50 @@ class _Drawing:
         background: np.ndarray,
         grad_channels: np.ndarray,
         grad_alpha: np.ndarray,
+        *,
         absgrad: bool,
-    ) -> tuple[np.ndarray, ...]:
-        """Gradients of positions, covariances, opacities and values, and the absolute ones of positions."""
+        weigh: bool,
+    ) -> _Sums:
+        """Gradients of positions, covariances, opacities and values, and what else is asked for."""
         threads = torch.get_num_threads()
-        count, channels = len(self.radii), values.shape[1]
-        gradients = np.zeros((threads, count, compositing.LOCAL + channels), np.float32)
-        share(
-            lambda number: compositing.composite_backward(
-                number, threads, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
-                grad_channels, grad_alpha, absgrad, gradients[number],
-            ),
-            threads,
-        )  # fmt: skip
-        shapes = ((count, 2), (count, 3), (count,), (count, channels), (count, 2))
-        outgoing = tuple(np.empty(shape, np.float32) for shape in shapes)
-        share(
-            lambda number: compositing.spread_gradients(
-                *part(count, number, threads), self.lists, self.radii, gradients, *outgoing
-            ),
-            threads,
-        )
-        return outgoing
+        count, channels = values.shape
+        shapes = ((count, 2), (count, 3), (count,), (count, channels), (count * absgrad, 2), (count * weigh,))
+        sums = _Sums(*(np.empty(shape, np.float32) for shape in shapes))
+        columns = compositing.LOCAL + compositing.padded(channels, weigh)
+        with _scratch.borrow(threads, count + 1, columns) as gradients:
+            share(
+                lambda number: compositing.composite_backward(
+                    number, threads, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
+                    grad_channels, grad_alpha, absgrad, weigh, gradients[number],
+                ),
+                threads,
+            )  # fmt: skip
+            share(
+                lambda number: compositing.spread_gradients(
+                    *part(count, number, threads), self.lists, self.radii, gradients, absgrad, weigh, *sums
+                ),
+                threads,
+            )
+        return sums
 
 
 class _Composite(torch.autograd.Function):
     """Positions, covariances, opacities and values to a picture and its alpha; the background has no gradient."""
 
     @staticmethod
-    def forward(ctx, means2d, covariances, opacities, values, background, drawing, absgrad):
-        ctx.values, ctx.background, ctx.drawing, ctx.absgrad = _array(values), _array(background), drawing, absgrad
+    def forward(ctx, means2d, covariances, opacities, values, background, drawing, absgrad, weigh):
+        ctx.values, ctx.background, ctx.drawing = _array(values), _array(background), drawing
+        ctx.absgrad, ctx.weigh = absgrad, weigh
         channels, alpha = drawing.forward(ctx.values, ctx.background)
         return torch.from_numpy(channels), torch.from_numpy(alpha)
 
     @staticmethod
     def backward(ctx, grad_channels, grad_alpha):
-        *gradients, absolute = ctx.drawing.backward(
-            ctx.values, ctx.background, _array(grad_channels), _array(grad_alpha), ctx.absgrad
-        )
-        if ctx.absgrad:
-            ctx.drawing.absgrad = torch.from_numpy(absolute)
-        return *map(torch.from_numpy, gradients), None, None, None
+        incoming = _array(grad_channels), _array(grad_alpha)
+        sums = ctx.drawing.backward(ctx.values, ctx.background, *incoming, absgrad=ctx.absgrad, weigh=ctx.weigh)
+        if ctx.absgrad or ctx.weigh:
+            ctx.drawing.sums = sums
+        return *map(torch.from_numpy, sums[:4]), None, None, None, None
 
 
 @spec
@@ -207,6 +250,7 @@ class Cpu(Rasterizer):
         *,
         depth: bool = False,
         absgrad: bool = False,
+        weights: bool = False,
     ) -> Rendering:
         """See `Rasterizer`. A splat that is not finite is not drawn."""
         means2d, covariances, roots, depths, radii = _Project.apply(
@@ -222,20 +266,27 @@ class Cpu(Rasterizer):
         if depth:
             values = torch.cat([values, depths[:, None]], 1)
             background = torch.cat([background, background.new_zeros(1)])
-        channels, alpha = _Composite.apply(means2d, covariances, splats.opacities, values, background, drawing, absgrad)
+        channels, alpha = _Composite.apply(
+            means2d, covariances, splats.opacities, values, background, drawing, absgrad, weights
+        )
 
         def gather(picture: Float[Tensor, "H W P"]) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:
             # The gradient of a picture by its splats' values is their weights.
-            incoming = np.concatenate([_array(picture), np.ones((*picture.shape[:2], 1), np.float32)], 2)
+            incoming = _array(picture)
             nothing = np.zeros((len(splats), incoming.shape[2]), np.float32)
             black, clear = np.zeros(incoming.shape[2], np.float32), np.zeros(incoming.shape[:2], np.float32)
-            sums = torch.from_numpy(drawing.backward(nothing, black, incoming, clear, False)[3])
-            return sums[:, :-1], sums[:, -1]
+            sums = drawing.backward(nothing, black, incoming, clear, absgrad=False, weigh=True)
+            return torch.from_numpy(sums.values), torch.from_numpy(sums.weights)
 
         def absolute() -> Float[Tensor, "N 2"]:
-            if drawing.absgrad is None:
+            if drawing.sums is None:
                 raise RuntimeError("absgrad is known only after the backward pass")
-            return drawing.absgrad
+            return torch.from_numpy(drawing.sums.absolute)
+
+        def weigh() -> Float[Tensor, " N"]:
+            if drawing.sums is None:
+                raise RuntimeError("weights are known only after the backward pass")
+            return torch.from_numpy(drawing.sums.weights)
 
         return Rendering(
             # Slicing costs a copy in the backward pass, so it is done only where there is something to cut off.
@@ -246,6 +297,7 @@ class Cpu(Rasterizer):
             radii=radii,
             gather=gather,
             absgrad=absolute if absgrad else None,
+            weights=weigh if weights else None,
         )
 
 

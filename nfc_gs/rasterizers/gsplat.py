@@ -56,6 +56,7 @@ class Gsplat(Rasterizer):
         *,
         depth: bool = False,
         absgrad: bool = False,
+        weights: bool = False,
     ) -> Rendering:
         """See `Rasterizer`.
 
@@ -83,6 +84,9 @@ class Gsplat(Rasterizer):
         def absolute() -> Float[Tensor, "N 2"]:
             return projected.absgrad[0]
 
+        def weigh() -> Float[Tensor, " N"]:
+            return gather(channels.new_zeros(camera.height, camera.width, 1))[1]
+
         return Rendering(
             channels=channels[..., : splats.values.shape[1]],
             alpha=alpha,
@@ -91,6 +95,7 @@ class Gsplat(Rasterizer):
             radii=meta["radii"][0],
             gather=gather,
             absgrad=absolute if absgrad else None,
+            weights=weigh if weights else None,
         )
 
 

@@ -91,6 +91,7 @@ class Reference(Rasterizer):
         *,
         depth: bool = False,
         absgrad: bool = False,
+        weights: bool = False,
     ) -> Rendering:
         """See `Rasterizer`; the precision is that of `splats.means`."""
         finite = torch.stack([t.detach().isfinite().all(1) for t in _geometry(splats)]).all(0)
@@ -104,14 +105,14 @@ class Reference(Rasterizer):
         copies = means2d.expand(camera.height * camera.width, -1, -1) if absgrad else means2d
         if absgrad and copies.requires_grad:
             copies.retain_grad()
-        weights, remaining = weigh(splats, camera, copies, covariances, radii[:, 0] > 0, order)
+        seen, remaining = weigh(splats, camera, copies, covariances, radii[:, 0] > 0, order)
         shape = (camera.height, camera.width)
 
         def gather(picture: Float[Tensor, "H W P"]) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:
-            sums = weights.new_zeros(len(splats), picture.shape[-1])
-            totals = weights.new_zeros(len(splats))
-            seen = weights.detach()
-            sums[order], totals[order] = seen.T @ picture.reshape(-1, picture.shape[-1]).to(seen), seen.sum(0)
+            sums = seen.new_zeros(len(splats), picture.shape[-1])
+            totals = seen.new_zeros(len(splats))
+            still = seen.detach()
+            sums[order], totals[order] = still.T @ picture.reshape(-1, picture.shape[-1]).to(still), still.sum(0)
             return sums, totals
 
         def absolute() -> Float[Tensor, "N 2"]:
@@ -119,14 +120,18 @@ class Reference(Rasterizer):
                 raise RuntimeError("absgrad is known only after the backward pass")
             return copies.grad.abs().sum(0)
 
+        def total() -> Float[Tensor, " N"]:
+            return gather(seen.new_zeros(*shape, 1))[1]
+
         return Rendering(
-            channels=(weights @ splats.values[order] + remaining[:, None] * background.to(weights)).reshape(*shape, -1),
+            channels=(seen @ splats.values[order] + remaining[:, None] * background.to(seen)).reshape(*shape, -1),
             alpha=(1 - remaining).reshape(shape),
-            depth=(weights @ depths[order]).reshape(shape) if depth else None,
+            depth=(seen @ depths[order]).reshape(shape) if depth else None,
             means2d=means2d,
             radii=radii,
             gather=gather,
             absgrad=absolute if absgrad else None,
+            weights=total if weights else None,
         )
 
 

@@ -46,9 +46,7 @@ class Drawn:
     gradients: dict[str, Tensor]
 
 
-def draw(
-    rasterizer: Rasterizer, splats: Splats, camera: Camera, mask: Tensor | None = None, absgrad: bool = False
-) -> Drawn:
+def draw(rasterizer: Rasterizer, splats: Splats, camera: Camera, mask: Tensor | None = None, **extras: bool) -> Drawn:
     """Draws, and differentiates a fixed random sum of picture, alpha and depth over the pixels of `mask`."""
     generator = torch.Generator().manual_seed(7)
     channels, shape = splats.values.shape[1], (camera.height, camera.width)
@@ -56,7 +54,7 @@ def draw(
     by_channels = torch.randn(*shape, channels, generator=generator).to(splats.means)
     by_alpha, by_depth = torch.randn(2, *shape, generator=generator).to(splats.means)
     where = torch.ones(shape).to(splats.means) if mask is None else mask.to(splats.means)
-    rendering = rasterizer(splats, camera.to(rasterizer.device), background, depth=True, absgrad=absgrad)
+    rendering = rasterizer(splats, camera.to(rasterizer.device), background, depth=True, **extras)
     loss = ((rendering.channels * by_channels).sum(-1) + rendering.alpha * by_alpha) * where
     (loss + rendering.depth * by_depth * where).sum().backward()
     gradients = {name: getattr(splats, name).grad for name in scenes.INPUTS}
@@ -115,6 +113,30 @@ def test_gathered_weights_sum_to_alpha(rasterizer):
     rendering = rasterizer(splats, camera.to(rasterizer.device), torch.zeros(3, device=rasterizer.device))
     _, weights = rendering.gather(torch.zeros(30, 40, 1, device=rasterizer.device))
     torch.testing.assert_close(weights.sum(), rendering.alpha.sum().detach(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("channels", "width"), [(1, 64), (2, 70), (3, 70), (4, 33), (7, 50), (24, 61)])
+def test_accumulated_weights_are_the_references_and_those_of_gather(rasterizer, threads, channels, width):
+    camera = scenes.camera(width, 50)
+    exact = scenes.splats(400, channels)
+    near = scenes.undecided(exact, camera)
+    right = draw(Reference(), exact, camera, weights=True, absgrad=True).rendering
+    splats = scenes.splats(400, channels, 0, torch.float32, rasterizer.device)
+    found = draw(rasterizer, splats, camera, weights=True, absgrad=True)
+    ours = found.rendering.weights()
+    assert ours.shape == (400,)
+    assert not ours.requires_grad
+    # Where float32 cannot decide a threshold, a weight is off by one splat more or less.
+    allowed = GRADIENT * right.weights().norm() + FLIPPED * near.sum()
+    assert (ours.double().cpu() - right.weights()).norm() < allowed
+    _, gathered = found.rendering.gather(torch.zeros(50, width, 1, device=rasterizer.device))
+    torch.testing.assert_close(ours, gathered, rtol=1e-5, atol=0)
+    assert difference(found.rendering.absgrad(), right.absgrad()) < FLIPPED
+
+    without = draw(rasterizer, scenes.splats(400, channels, 0, torch.float32, rasterizer.device), camera)
+    assert without.rendering.weights is None
+    for name, gradient in without.gradients.items():
+        assert difference(found.gradients[name].cpu(), gradient.double().cpu()) < GRADIENT, name
 
 
 def round_splat(device: str, **changes: Tensor) -> Splats:

@@ -37,13 +37,13 @@ TARGETS = [
 PROGRAM = """
 import sys
 import torch
-from numba import float32, int32, njit, uint16
+from numba import float32, int32, int64, njit, uint16
 from nfc_gs.kernels import tiles
 from tests.rasterizers.test_targets import drawing, tensors
 torch.save(tensors(drawing()), sys.argv[1])
 # What comes from the cache has no assembler text; this is compiled afresh.
 touch_blocks = njit(tiles.touch_blocks.py_func)
-touch_blocks.compile((float32[::1], int32[::1], float32, float32, float32[::1], uint16[::1]))
+touch_blocks.compile((float32[::1], int32[::1], float32, float32, int64[::1], uint16[::1]))
 (code,) = touch_blocks.inspect_asm().values()
 print(*(name for name in ("xmm", "ymm", "zmm") if "%" + name in code))
 """
