@@ -6,45 +6,27 @@ Runs that differ in nothing but the seed make one row. The curves go to an SVG b
 """
 
 import argparse
-import json
-import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from nfc_gs.studies.results import read_curve, read_metrics, read_settings
+from nfc_gs.studies.tables import spread
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#edae49", "#6a4c93", "#66717e", "#00798c", "#8d5524")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """One run's settings, metrics and curve of (minutes, held-out PSNR)."""
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    metrics = json.loads((folder / "metrics.json").read_text())
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = events.Tags()["scalars"]
-    seconds = {e.step: e.value for e in events.Scalars("time/train_seconds")} if "time/train_seconds" in tags else {}
-    psnr = {e.step: e.value for e in events.Scalars("held_out/psnr")} if "held_out/psnr" in tags else {}
-    curve = [(seconds[step] / 60, psnr[step]) for step in sorted(psnr) if step in seconds]
-    return {"folder": folder, "settings": settings, "metrics": metrics, "curve": curve}
+    curve = [(look.seconds / 60, look.psnr) for look in read_curve(folder)]
+    metrics = read_metrics(folder / "metrics.json")
+    return {"folder": folder, "settings": read_settings(folder), "metrics": metrics, "curve": curve}
 
 
 def name_of(run: dict[str, Any]) -> str:
     """The run's name without its seed, as fox_nfc of fox_nfc_s1."""
     return run["settings"]["name"].removesuffix(f"_s{run['settings']['seed']}")
-
-
-def spread(values: list[float | None], digits: int) -> str:
-    """`mean +- sd`, or the one value, or a dash where something was not computed."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values) or not known:
-        return "not computed"
-    if len(known) == 1:
-        return f"{known[0]:.{digits}f}"
-    return f"{statistics.mean(known):.{digits}f} ± {statistics.stdev(known):.{digits}f}"
 
 
 def table(groups: dict[str, list[dict[str, Any]]]) -> str:
