@@ -244,15 +244,15 @@ class HexPlanes(Deformation):
     spread: Share = 0.5
     width_of_network: PositiveInt = 64
     depth: NonNegativeInt = 0
-    head_width: NonNegativeInt = 32
+    head_width: NonNegativeInt = 0
     residuals: Residuals = Residuals()
     warm_up: Share = 0.05
     planes_rate: PositiveFloat = 1e-2
     network_rate: PositiveFloat = 2e-3
     rate_final: PositiveFloat = 0.05
     rise: Share = 0.005
-    plane_smoothness: NonNegativeFloat = 1e-4
-    time_smoothness: NonNegativeFloat = 1e-3
+    plane_smoothness: NonNegativeFloat = 1e-2
+    time_smoothness: NonNegativeFloat = 1e-1
     time_l1: NonNegativeFloat = 1e-4
     every: PositiveInt = 4
 

@@ -5,27 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dynamic.deformations.hexplane import HexPlane, HexPlanes, cut, read, read_plain
+from dynamic.deformations.hexplane import HexPlanes, cut, read, read_plain
 from dynamic.fields.residuals import Residuals
 from nfc_gs.config import ConfigError
-from tests.dynamic.deformations.scenes import BOUNDS, NUM_TIMES, gaussians, population
+from tests.dynamic.deformations.scenes import (
+    BOUNDS,
+    NUM_TIMES,
+    assert_asleep_then_identity,
+    awake_network,
+    gaussians,
+    population,
+)
 
 # Products of six float32 interpolations of numbers near one.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 # The slope of a position is a difference of samples times the resolution.
 STEEP = {"rtol": 1e-3, "atol": 1e-3}
 SMALL = HexPlanes(resolution=8, channels=4, width_of_network=16, head_width=8)
-
-
-def awake(settings: HexPlanes, loud: bool = True) -> HexPlane:
-    field = settings.init(BOUNDS, NUM_TIMES, torch.Generator().manual_seed(0))
-    field.advance(population(gaussians(10, 0)), settings.warm_up)
-    if loud:
-        noise = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in field.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
-    return field
 
 
 def test_the_compiled_reading_and_its_gradients_equal_grid_sample_in_float64() -> None:
@@ -49,7 +45,7 @@ def test_the_compiled_reading_and_its_gradients_equal_grid_sample_in_float64() -
 
 
 def test_the_network_has_the_gradients_of_finite_differences() -> None:
-    field = awake(SMALL).double()
+    field = awake_network(SMALL).double()
     some = gaussians(4, 0).map(torch.Tensor.double)
     means = some.means.requires_grad_()
 
@@ -68,15 +64,8 @@ def test_time_uses_the_whole_plane() -> None:
 
 
 def test_the_field_is_the_identity_at_birth_and_untouched_in_the_warm_up() -> None:
-    field = SMALL.init(BOUNDS, NUM_TIMES, torch.Generator().manual_seed(0))
-    some = gaussians(50, 0)
-    field.advance(population(some), 0.04)
-    assert field(some, 0.4).gaussians is some
-    assert field.penalties(some, 0.4) == {}
+    field = assert_asleep_then_identity(SMALL)
     assert field.rates(0.04) == {"planes": 0.0, "network": 0.0}
-    field.advance(population(some), 0.05)
-    for (name, got), (_, wanted) in zip(field(some, 0.4).gaussians.items(), some.items(), strict=True):
-        assert torch.equal(got, wanted), name
 
 
 def test_the_planes_at_birth_are_drawn_from_the_generator_near_one() -> None:
@@ -90,7 +79,7 @@ def test_the_planes_at_birth_are_drawn_from_the_generator_near_one() -> None:
 
 def test_a_saved_field_goes_on_as_if_nothing_had_happened() -> None:
     some = gaussians(50, 0)
-    field = awake(SMALL)
+    field = awake_network(SMALL)
     for _ in range(2):
         field.advance(population(some), 0.5)
     again = SMALL.init(BOUNDS, NUM_TIMES, torch.Generator().manual_seed(9))
@@ -104,7 +93,7 @@ def test_a_saved_field_goes_on_as_if_nothing_had_happened() -> None:
 
 def test_the_penalties_are_zero_on_planes_of_ones_and_known_on_a_parabola() -> None:
     settings = replace(SMALL, levels=(1,), plane_smoothness=3.0, time_smoothness=5.0, time_l1=7.0, every=1)
-    field = awake(settings, loud=False)
+    field = awake_network(settings, loud=False)
     some = gaussians(5, 0)
     with torch.no_grad():
         field.space[0].fill_(1)
@@ -123,20 +112,20 @@ def test_the_penalties_are_zero_on_planes_of_ones_and_known_on_a_parabola() -> N
 def test_the_colour_residual_is_bounded_and_zero_at_birth() -> None:
     settings = replace(SMALL, residuals=Residuals(colour=0.1))
     some = gaussians(50, 0)
-    assert torch.equal(awake(settings, loud=False)(some, 0.2).colour_residual, torch.zeros(50, 3))
-    field = awake(settings)
+    assert torch.equal(awake_network(settings, loud=False)(some, 0.2).colour_residual, torch.zeros(50, 3))
+    field = awake_network(settings)
     with torch.no_grad():
         field.heads.heads["colour"][-1].bias.fill_(100.0)
     torch.testing.assert_close(field(some, 0.2).colour_residual.detach(), torch.full((50, 3), 0.1))
-    assert awake(SMALL)(some, 0.2).colour_residual is None
+    assert awake_network(SMALL)(some, 0.2).colour_residual is None
 
 
 def test_opacity_and_colour_logits_move_where_asked_and_must_fit_their_codes() -> None:
     some = gaussians(50, 0)
-    field = awake(replace(SMALL, residuals=Residuals(opacity_logits=1, colour_logits=1, log_scales=False)))
+    field = awake_network(replace(SMALL, residuals=Residuals(opacity_logits=1, colour_logits=1, log_scales=False)))
     moved = field(some, 0.2).gaussians
     assert not torch.equal(moved.opacity_logits, some.opacity_logits)
     assert not torch.equal(moved.colour_logits, some.colour_logits)
     assert torch.equal(moved.log_scales, some.log_scales)
     with pytest.raises(ConfigError, match=r"colour_logits is 8, but code has 1 logits"):
-        awake(replace(SMALL, residuals=Residuals(colour_logits=8))).check(some)
+        awake_network(replace(SMALL, residuals=Residuals(colour_logits=8))).check(some)

@@ -6,23 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dynamic.deformations.mlp import Mlp, Network, encode
-from tests.dynamic.deformations.scenes import BOUNDS, NUM_TIMES, gaussians, population
+from dynamic.deformations.mlp import Mlp, encode
+from tests.dynamic.deformations.scenes import (
+    BOUNDS,
+    NUM_TIMES,
+    assert_asleep_then_identity,
+    awake_network,
+    gaussians,
+)
 
 # Doubling an angle six times doubles the error of its sine as often: 64 times 6e-8.
 DOUBLED = {"rtol": 0, "atol": 1e-5}
 SMALL = Mlp(width_of_network=16, depth=4)
-
-
-def awake(settings: Mlp, loud: bool = True) -> Network:
-    field = settings.init(BOUNDS, NUM_TIMES, torch.Generator().manual_seed(0))
-    field.advance(population(gaussians(10, 0)), settings.warm_up)
-    if loud:
-        noise = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in field.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
-    return field
 
 
 def test_the_encoding_is_sines_and_cosines_of_doubled_angles() -> None:
@@ -37,19 +32,13 @@ def test_the_encoding_is_sines_and_cosines_of_doubled_angles() -> None:
 
 
 def test_the_field_is_the_identity_at_birth_and_untouched_in_the_warm_up() -> None:
-    field = SMALL.init(BOUNDS, NUM_TIMES, torch.Generator().manual_seed(0))
-    some = gaussians(50, 0)
-    field.advance(population(some), 0.04)
-    assert field(some, 0.4).gaussians is some
+    field = assert_asleep_then_identity(SMALL)
     assert field.rates(0.04) == {"network": 0.0}
     assert field.rates(1.0)["network"] == pytest.approx(1e-4)
-    field.advance(population(some), 0.05)
-    for (name, got), (_, wanted) in zip(field(some, 0.4).gaussians.items(), some.items(), strict=True):
-        assert torch.equal(got, wanted), name
 
 
 def test_the_means_are_pulled_by_the_picture_but_not_through_the_network() -> None:
-    field = awake(SMALL)
+    field = awake_network(SMALL)
     some = gaussians(20, 0)
     means = some.means.requires_grad_()
     field(replace(some, means=means), 0.3).gaussians.means.sum().backward()
@@ -58,7 +47,9 @@ def test_the_means_are_pulled_by_the_picture_but_not_through_the_network() -> No
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_the_network_has_the_gradients_of_finite_differences_in_its_weights(depth: int) -> None:
-    field = awake(replace(SMALL, width_of_network=4, depth=depth, position_frequencies=1, time_frequencies=1)).double()
+    field = awake_network(
+        replace(SMALL, width_of_network=4, depth=depth, position_frequencies=1, time_frequencies=1)
+    ).double()
     some = gaussians(3, 0).map(torch.Tensor.double)
     names, values = zip(*field.named_parameters(), strict=True)
 
@@ -70,7 +61,7 @@ def test_the_network_has_the_gradients_of_finite_differences_in_its_weights(dept
 
 
 def test_the_moving_field_tells_times_and_places_apart() -> None:
-    field = awake(SMALL)
+    field = awake_network(SMALL)
     some = gaussians(20, 0)
     early, late = ((field(some, time).gaussians.means - some.means).detach() for time in (0.1, 0.9))
     assert (early - late).abs().max() > 1e-3
@@ -79,7 +70,7 @@ def test_the_moving_field_tells_times_and_places_apart() -> None:
 
 def test_a_saved_field_draws_the_same_and_the_same_seed_gives_the_same_field() -> None:
     some = gaussians(50, 0)
-    field = awake(SMALL)
+    field = awake_network(SMALL)
     again = SMALL.init(BOUNDS, NUM_TIMES, torch.Generator().manual_seed(5))
     again.load_state_dict(field.state_dict())
     assert torch.equal(field(some, 0.4).gaussians.means, again(some, 0.4).gaussians.means)
