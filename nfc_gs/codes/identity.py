@@ -37,7 +37,7 @@ class Identity(TargetCode):
 
     def decode(self, probabilities: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape"]:
         """The values themselves; the inverse of `encode`."""
-        return probabilities[..., 0]
+        return probabilities.squeeze(-1)
 
     def probabilities(self, logits: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape K"]:
         """The colours that the coefficients mean, as unbounded as 3DGS leaves them."""
@@ -45,7 +45,8 @@ class Identity(TargetCode):
 
     def values(self, logits: Float[Tensor, "*shape K"], unit: bool) -> Float[Tensor, "*shape"]:
         """3DGS's activations: a sigmoid for opacities (`unit`), 0.5 + SH_C0 x for colours."""
-        return torch.sigmoid(logits[..., 0]) if unit else 0.5 + SH_C0 * logits[..., 0]
+        numbers = logits.squeeze(-1)  # a view in the backward pass too, where an index would be filled up with zeros
+        return torch.sigmoid(numbers) if unit else 0.5 + SH_C0 * numbers
 
     def logits(self, values: Float[Tensor, "*shape"], unit: bool) -> Float[Tensor, "*shape K"]:
         """The inverse of `values`; opacities are kept `OPACITY_MARGIN` away from 0 and 1."""

@@ -97,14 +97,14 @@ class Edit:
         """The new population's parameters."""
         return replace(
             gaussians,
-            **{name: self.values[name] if name in self.values else old[self.parent] for name, old in gaussians.items()},
+            **{
+                name: self.values[name] if name in self.values else old.index_select(0, self.parent)
+                for name, old in gaussians.items()
+            },
         )
 
     def carry(self, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Per-Gaussian tensors [N ...] re-indexed to the new population; fresh rows are zero."""
-        carried = {}
-        for name, old in statistics.items():
-            new = old[self.parent]
-            new[self.fresh] = 0
-            carried[name] = new
-        return carried
+        # By numbers: half the time of indexing by Gaussians, and a fifth of that by a mask.
+        fresh = self.fresh.nonzero()[:, 0]
+        return {name: old.index_select(0, self.parent).index_fill_(0, fresh, 0) for name, old in statistics.items()}

@@ -2,11 +2,18 @@
 
 import abc
 
+from jaxtyping import Float
 from torch import Generator, Tensor
 
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Edit, Population
 from nfc_gs.core.rendering import Rendering
+
+
+def lengths(vectors: Float[Tensor, "N 2"]) -> Float[Tensor, " N"]:
+    """The vectors' lengths; a third of the time of torch's norm."""
+    x, y = vectors.unbind(1)
+    return x.square().addcmul_(y, y).sqrt_()
 
 
 class Strategy(abc.ABC):

@@ -10,7 +10,7 @@ from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Edit, Population
 from nfc_gs.core.rendering import Rendering
 from nfc_gs.core.sampling import choose_without_repeats, sample_offsets
-from nfc_gs.strategies.base import Strategy
+from nfc_gs.strategies.base import Strategy, lengths
 
 # Two halves are moved apart by this share of a sample of their Gaussian, one each way, and shrunk by this factor.
 SPLIT_OFFSET = 0.7
@@ -60,9 +60,9 @@ class Growth(Strategy):
         if step > self.stop * steps:
             return
         assert rendering.means2d.grad is not None, "observe comes after the backward pass"
-        length = rendering.means2d.grad.norm(dim=1).to(state["gradients"])
+        length = lengths(rendering.means2d.grad).to(state["gradients"])
         state["gradients"] += length
-        state["pulled"] += length > 0
+        state["pulled"] += length.sign()
 
     def target(self, num_gaussians: int, step: int, steps: int) -> int:
         """How many Gaussians there should be after this step's change, if there are `num_gaussians` before it.
@@ -99,11 +99,11 @@ class Growth(Strategy):
         fresh[targets] = True
         fresh[sources] = True
 
-        apart = SPLIT_OFFSET * sample_offsets(old.map(lambda value: value[sources]), generator)
+        apart = SPLIT_OFFSET * sample_offsets(old.map(lambda value: value.index_select(0, sources)), generator)
         halved = 1 - (1 - opacities[sources].clamp_max(SPLIT_OPACITY_MAX)).sqrt()
         halved_logits = population.encode_opacities(halved)
-        values = {"means": old.means[parent], "log_scales": old.log_scales[parent]}
-        values["opacity_logits"] = old.opacity_logits[parent]
+        split = ("means", "log_scales", "opacity_logits")
+        values = {name: value.index_select(0, parent) for name, value in old.items() if name in split}
         for half, offset in ((sources, apart), (targets, -apart)):
             values["means"][half] += offset
             values["log_scales"][half] -= math.log(SPLIT_SHRINK)

@@ -137,11 +137,11 @@ class GaussianOptimizer:
             old = group["params"][0]
             new = nn.Parameter(edited[name].detach().contiguous())
             state = self.adam.state.pop(old, {})
-            for key in MOMENTS:
-                if key in state:
-                    moments = state[key][edit.parent]
-                    moments[edit.fresh] = 0
-                    state[key] = torch.zeros_like(moments) if name in edit.forget else moments
+            if state:
+                moments = {key: state[key] for key in MOMENTS}
+                state.update(
+                    {key: torch.zeros_like(new) for key in MOMENTS} if name in edit.forget else edit.carry(moments)
+                )
             self.adam.state[new] = state
             group["params"] = [new]
             edited[name] = new
