@@ -70,8 +70,8 @@ def read_curve(folder: Path) -> tuple[Look, ...]:
     """A run's looks at its held-out views, from its TensorBoard events."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # It tells of every file it opens.
-    logging.getLogger("tensorboard").setLevel(logging.WARNING)
+    # It tells of every file it opens, and warns of runs that were resumed, whose repeated steps it rightly drops.
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     tags = events.Tags()["scalars"]

@@ -211,6 +211,17 @@ def test_ctrl_c_tells_every_run_once_to_save_and_end(study: Path) -> None:
     assert [process.stopped for process in workers.processes] == [1, 1]
 
 
+def test_a_terminal_sees_a_table_of_what_runs_and_what_it_said_last() -> None:
+    said = io.StringIO()
+    watch = Watch(Console(file=said, force_terminal=True, width=120), budget_hours=2.0)
+    watch.begin(5, 1)
+    with watch:
+        watch.show([("toy_nfc_s0", "step 40/100  [loss] 0.1")], Outcome(finished=["a", "b"]), waiting=2, spent=0.5)
+    text = said.getvalue()
+    assert "2 of 5 finished, 1 running, 2 waiting, 0 failed; 0.50 of 2 core-hours" in text
+    assert "toy_nfc_s0" in text and "step 40/100  [loss] 0.1" in text
+
+
 def order(tmp_path: Path, code: str, slot: int = 0) -> Order:
     return Order(
         name="it", command=[sys.executable, "-c", code], environment={"MARK": "seven"}, log=tmp_path / "it.log",
