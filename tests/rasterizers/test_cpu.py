@@ -8,6 +8,7 @@ import torch
 
 from nfc_gs.core.gaussians import Splats
 from nfc_gs.kernels.threads import part, share
+from nfc_gs.rasterizers import cpu
 from nfc_gs.rasterizers.cpu import Cpu
 from tests.rasterizers import scenes
 
@@ -73,6 +74,7 @@ def test_equal_depths_are_drawn_in_the_order_of_the_splats():
 PROGRAM = """
 import torch
 from nfc_gs.kernels import compositing, projection, tiles
+from nfc_gs.rasterizers import cpu
 from nfc_gs.rasterizers.cpu import Cpu
 from tests.rasterizers import scenes
 for channels in {channels}:
@@ -102,3 +104,31 @@ def test_shared_work_comes_back_in_order_and_parts_cover_everything():
     assert share(lambda number: number**2, 5) == [0, 1, 4, 9, 16]
     parts = [part(10, number, 3) for number in range(3)]
     assert [i for first, last in parts for i in range(first, last)] == list(range(10))
+
+
+def test_scratch_is_used_again_but_never_by_two_at_once():
+    scratch = cpu._Scratch()
+    with scratch.borrow(3, 5) as first, scratch.borrow(2, 4) as second:
+        assert (first.shape, second.shape) == ((3, 5), (2, 4))
+        first[:], second[:] = 1, 2
+        assert (first == 1).all()
+    with scratch.borrow(2, 4) as third:
+        assert third.ctypes.data in (first.ctypes.data, second.ctypes.data)
+
+
+def test_what_a_pass_has_handed_out_is_not_touched_by_the_next():
+    held, copies = [], []
+    for seed in range(3):
+        splats = scenes.splats(200, 3, seed, torch.float32)
+        rendering = Cpu()(splats, scenes.camera(50, 40), torch.zeros(3), absgrad=True, weights=True)
+        rendering.channels.sum().backward()
+        sums = [*rendering.gather(torch.ones(40, 50, 2)), rendering.absgrad(), rendering.weights()]
+        held += [rendering.channels.detach(), *sums, *(getattr(splats, name).grad for name in scenes.INPUTS)]
+        copies += [tensor.clone() for tensor in held[len(copies) :]]
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(held, copies, strict=True))
+
+
+def test_weights_are_not_known_before_the_backward_pass():
+    rendering = Cpu()(scenes.splats(20, 3, 0, torch.float32), scenes.camera(50, 40), torch.zeros(3), weights=True)
+    with pytest.raises(RuntimeError, match="weights are known only after"):
+        rendering.weights()
