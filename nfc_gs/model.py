@@ -91,6 +91,7 @@ class SplatModel:
         planes: Mapping[str, PlaneLoss] = NO_PLANES,
         depth: bool = False,
         absgrad: bool = False,
+        weights: bool = False,
         step: int = 0,
     ) -> Picture:
         """What `camera` sees, over `background` [3] (default: the model's own).
@@ -117,7 +118,12 @@ class SplatModel:
             values=torch.cat([colours, *extra.values()], 1) if extra else colours,
         )
         rendering = self.rasterizer(
-            splats, camera, torch.cat([background, *behind]) if behind else background, depth=depth, absgrad=absgrad
+            splats,
+            camera,
+            torch.cat([background, *behind]) if behind else background,
+            depth=depth,
+            absgrad=absgrad,
+            weights=weights,
         )
         widths = [3, *(plane.shape[1] for plane in extra.values())]
         parts = rendering.channels.split(widths, -1)

@@ -103,6 +103,19 @@ class Edit:
             },
         )
 
+    def means(self, gaussians: Gaussians) -> Float[Tensor, "M 3"]:
+        """The new population's means."""
+        return self.values["means"] if "means" in self.values else gaussians.means.index_select(0, self.parent)
+
+    def reordered(self, order: Int[Tensor, " M"]) -> "Edit":
+        """The same change with its new rows in another order."""
+        return replace(
+            self,
+            parent=self.parent.index_select(0, order),
+            fresh=self.fresh.index_select(0, order),
+            values={name: value.index_select(0, order) for name, value in self.values.items()},
+        )
+
     def carry(self, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Per-Gaussian tensors [N ...] re-indexed to the new population; fresh rows are zero."""
         # By numbers: half the time of indexing by Gaussians, and a fifth of that by a mask.

@@ -24,6 +24,11 @@ class Strategy(abc.ABC):
     def absgrad(self) -> bool:
         """Whether `observe` needs the absolute screen gradients."""
 
+    @property
+    @abc.abstractmethod
+    def weights(self) -> bool:
+        """Whether `observe` needs the splats' accumulated compositing weights."""
+
     @abc.abstractmethod
     def init(self, num_gaussians: int, device: str) -> dict[str, Tensor]:
         """The statistics at the start, tensors [N ...]."""

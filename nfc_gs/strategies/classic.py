@@ -64,6 +64,11 @@ class Classic(Strategy):
         if not self.prune_opacity < self.reset_opacity < 1:
             raise ValueError("reset_opacity must be above prune_opacity, or a reset would drop every Gaussian")
 
+    @property
+    def weights(self) -> bool:
+        """Never needed."""
+        return False
+
     def init(self, num_gaussians: int, device: str) -> dict[str, Tensor]:
         """No gradients yet: their sum, and how often each Gaussian was drawn."""
         return {name: torch.zeros(num_gaussians, device=device) for name in ("gradients", "drawn")}

@@ -18,6 +18,11 @@ class Fixed(Strategy):
         """Never needed."""
         return False
 
+    @property
+    def weights(self) -> bool:
+        """Never needed."""
+        return False
+
     def init(self, num_gaussians: int, device: str) -> dict[str, Tensor]:
         """No statistics."""
         return {}

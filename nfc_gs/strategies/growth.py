@@ -21,7 +21,7 @@ SPLIT_OPACITY_MAX = 0.99
 
 @spec
 class Growth(Strategy):
-    """Splits where the picture pulls most, to a fixed number; faint Gaussians are moved there rather than dropped.
+    """Splits where the picture pulls most, to a fixed number; faint and hidden Gaussians are moved there, not dropped.
 
     Gradients only rank here, so there is no threshold to tune. The population grows by the same factor at every change,
     from its initial number to `cap_max`. Opacities are never reset, which suits schedules of a few thousand steps.
@@ -32,6 +32,8 @@ class Growth(Strategy):
         grow_until: the share of all steps at which `cap_max` is reached.
         stop: the share of all steps after which nobody is moved or added.
         min_opacity: below it, a Gaussian is dead and is moved.
+        min_weight: so is one that hardly shows: its compositing weights, summed over a picture's pixels, are at most w in
+            any picture since the last change, and this times the median of all w is more. 0: hidden ones stay.
     """
 
     cap_max: int = 50_000
@@ -39,30 +41,41 @@ class Growth(Strategy):
     grow_until: float = 0.6
     stop: float = 0.75
     min_opacity: float = 0.005
+    min_weight: float = 0.25
 
     def __post_init__(self) -> None:
         if self.cap_max < 1 or self.every < 1:
             raise ValueError("cap_max and every must be at least 1")
         if not 0 <= self.grow_until <= self.stop <= 1:
             raise ValueError("grow_until and stop are shares of all steps: 0 <= grow_until <= stop <= 1")
+        if self.min_weight < 0:
+            raise ValueError("min_weight must not be negative")
 
     @property
     def absgrad(self) -> bool:
         """Never needed."""
         return False
 
+    @property
+    def weights(self) -> bool:
+        """To know who is hidden."""
+        return self.min_weight > 0
+
     def init(self, num_gaussians: int, device: str) -> dict[str, Tensor]:
-        """No gradients yet: the sum of their lengths in pixels, and how often there was one."""
-        return {name: torch.zeros(num_gaussians, device=device) for name in ("gradients", "pulled")}
+        """Nothing seen yet: the sum of the gradients' lengths in pixels, how often there was one, the largest weight."""
+        return {name: torch.zeros(num_gaussians, device=device) for name in ("gradients", "pulled", "weight")}
 
     def observe(self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int) -> None:
-        """Adds the lengths of the screen gradients; a Gaussian hidden behind others is not counted as seen."""
+        """Adds the lengths of the screen gradients; a Gaussian hidden behind others is not counted as pulled."""
         if step > self.stop * steps:
             return
         assert rendering.means2d.grad is not None, "observe comes after the backward pass"
         length = lengths(rendering.means2d.grad).to(state["gradients"])
         state["gradients"] += length
         state["pulled"] += length.sign()
+        if self.weights:
+            assert rendering.weights is not None, "the rasterizer was not asked for weights"
+            torch.maximum(state["weight"], rendering.weights().to(length), out=state["weight"])
 
     def target(self, num_gaussians: int, step: int, steps: int) -> int:
         """How many Gaussians there should be after this step's change, if there are `num_gaussians` before it.
@@ -84,6 +97,9 @@ class Growth(Strategy):
             return None
         old, opacities = population.gaussians, population.opacities
         is_dead = opacities < self.min_opacity
+        if self.weights and len(old) > 0:
+            # Behind others or outside. By the median, which neither the pictures' size nor a huge background changes.
+            is_dead |= state["weight"] < self.min_weight * state["weight"].median()
         weights = torch.where(is_dead, 0, state["gradients"] / state["pulled"].clamp_min(1))
         dead = is_dead.nonzero()[:, 0]
         wanted = len(dead) + self.target(len(old), step, steps) - len(old)

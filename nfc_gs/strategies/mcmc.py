@@ -79,6 +79,11 @@ class Mcmc(Strategy):
         """Never needed."""
         return False
 
+    @property
+    def weights(self) -> bool:
+        """Never needed."""
+        return False
+
     def init(self, num_gaussians: int, device: str) -> dict[str, Tensor]:
         """No statistics: opacities alone decide."""
         return {}

@@ -50,3 +50,25 @@ def test_an_empty_population_can_result():
     nobody = Edit(parent=torch.zeros(0, dtype=torch.long), fresh=torch.zeros(0, dtype=torch.bool))
     assert len(nobody.apply(column(10, 20))) == 0
     assert nobody.carry({"count": torch.ones(2)})["count"].shape == (0,)
+
+
+def test_a_reordered_edit_makes_the_same_gaussians_in_the_new_order():
+    gaussians, order = column(10, 20, 30), torch.tensor([2, 0, 1])
+    edit = Edit(
+        parent=torch.tensor([1, 2, 2]),
+        fresh=torch.tensor([False, False, True]),
+        values={"opacity_logits": torch.tensor([[1.0], [2.0], [3.0]])},
+        forget=("opacity_logits",),
+    )
+    plain, reordered = edit.apply(gaussians), edit.reordered(order).apply(gaussians)
+    for name, value in plain.items():
+        assert torch.equal(dict(reordered.items())[name], value[order])
+    assert edit.reordered(order).fresh.tolist() == [True, False, False]
+    assert edit.reordered(order).forget == edit.forget
+    assert torch.equal(edit.means(gaussians), plain.means)
+
+
+def test_an_edits_means_are_its_values_where_it_gives_some():
+    values = {"means": torch.tensor([[1.0] * 3, [2.0] * 3])}
+    edit = Edit(parent=torch.tensor([2, 0]), fresh=torch.tensor([True, True]), values=values)
+    assert torch.equal(edit.means(column(10, 20, 30)), values["means"])

@@ -36,11 +36,12 @@ def opacities_after(edit, population):
     return torch.sigmoid(edit.apply(population.gaussians).opacity_logits[:, 0])
 
 
-def make_rendering(gradients, drawn=None, absolute=None):
+def make_rendering(gradients, drawn=None, absolute=None, weights=None):
     """A rendering whose means2d has the given gradient."""
     gradients = torch.as_tensor(gradients, dtype=torch.float32)
     means2d = torch.zeros_like(gradients, requires_grad=True)
     (means2d * gradients).sum().backward()
+    weights = torch.full((len(gradients),), 100.0) if weights is None else torch.as_tensor(weights)
     drawn = torch.ones(len(gradients)) if drawn is None else torch.as_tensor(drawn)
     return Rendering(
         channels=torch.zeros(2, 2, 3),
@@ -50,6 +51,7 @@ def make_rendering(gradients, drawn=None, absolute=None):
         radii=drawn.long()[:, None].expand(-1, 2) * 3,
         gather=lambda picture: (picture, picture),
         absgrad=None if absolute is None else lambda: torch.as_tensor(absolute, dtype=torch.float32),
+        weights=lambda: weights,
     )
 
 

@@ -65,6 +65,18 @@ def test_the_dead_are_moved_to_where_the_gradients_are():
     assert edit.fresh.tolist() == [True, False, True]
 
 
+def test_who_is_hidden_in_every_picture_is_moved_and_who_shows_in_one_is_not():
+    growth, population = Spec(cap_max=3, min_weight=0.5), make_population([0.9, 0.9, 0.9])
+    state = growth.init(3, "cpu")
+    for weights in ([0.9, 0.0, 5.0], [0.9, 2.0, 5.0], [0.9, 0.0, 5.0]):
+        growth.observe(state, make_rendering([[0.0, 0.0]] * 2 + [[1.0, 0.0]], weights=weights), CAMERA, 1, 1000)
+    edit = growth.edit(state, population, 100, 1000, generator())
+    assert edit.parent.tolist() == [2, 1, 2]
+    assert growth.weights and not Spec(min_weight=0).weights
+    unseen = Spec(cap_max=3, min_weight=0).edit(state, population, 100, 1000, generator())
+    assert unseen.parent.tolist() == [0, 1, 2]
+
+
 def test_sources_are_drawn_without_repeats_in_proportion_to_mean_gradients():
     growth, population = Spec(cap_max=4, grow_until=0.1), make_population([0.5] * 3)
     state = observed(growth, [1.0, 2.0, 5.0])
@@ -120,7 +132,8 @@ def test_statistics_start_anew_for_the_new_population():
     growth, population = Spec(cap_max=4, grow_until=0.1), make_population([0.5] * 3)
     state = observed(growth, [1.0, 2.0, 5.0])
     settled = growth.settle(state, growth.edit(state, population, 100, 1000, generator()))
-    assert {name: value.tolist() for name, value in settled.items()} == {"gradients": [0] * 4, "pulled": [0] * 4}
+    names = ("gradients", "pulled", "weight")
+    assert {name: value.tolist() for name, value in settled.items()} == dict.fromkeys(names, [0] * 4)
 
 
 def test_the_same_seed_gives_the_same_change():
