@@ -18,7 +18,8 @@ for seed in $seeds; do
       robot_static) settings="$robot configs/dynamic/fields/static.yaml" ;;
       robot_shuffled) settings="$robot dataset.shuffle_times=true" ;;
       robot_hexplane) settings="$robot configs/dynamic/fields/hexplane.yaml $small" ;;
-      robot_mlp) settings="$robot configs/dynamic/fields/mlp.yaml $small" ;;
+      # Three minutes of a core are 6,000 steps of this network.
+      robot_mlp) settings="$robot configs/dynamic/fields/mlp.yaml $small steps=6000" ;;
       robot_nfc) settings="$robot configs/methods/nfc.yaml" ;;
       robot_noisy) settings="$robot degradation.noise=0.1" ;;
       robot_noisy_nfc) settings="$robot configs/methods/nfc.yaml degradation.noise=0.1" ;;

@@ -126,7 +126,8 @@ class SplatModel:
             weights=weights,
         )
         widths = [3, *(plane.shape[1] for plane in extra.values())]
-        parts = rendering.channels.split(widths, -1)
+        # Splitting costs a copy in the backward pass, so it is done only where there is something to cut off.
+        parts = rendering.channels.split(widths, -1) if extra else (rendering.channels,)
         return Picture(
             rgb=parts[0],
             planes=dict(zip(extra, parts[1:], strict=True)),

@@ -24,6 +24,7 @@ from nfc_gs.evaluation import Evaluation, Lpips, contact_sheet, evaluate, metric
 from nfc_gs.evaluation.pictures import write_png
 from nfc_gs.evaluation.shots import Film, shoot
 from nfc_gs.exporters.base import Exporter
+from nfc_gs.kernels.memory import keep_freed_memory
 from nfc_gs.model import SplatModel
 from nfc_gs.training import checkpoint
 from nfc_gs.training.experiment import Experiment
@@ -54,10 +55,14 @@ class Run:
 
 
 def use_threads(threads: int) -> None:
-    """One setting governs torch, our kernels (which ask torch) and OpenCV; 0 means all the cores this process may use."""
+    """One setting governs torch, our kernels (which ask torch) and OpenCV; 0 means all the cores this process may use.
+
+    Freed memory is kept from here on, too (see `keep_freed_memory`).
+    """
     # Only Linux says which cores a process may use.
     available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     count = threads or available or 1
+    keep_freed_memory()
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
 
