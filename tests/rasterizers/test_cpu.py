@@ -58,6 +58,24 @@ def test_the_same_number_of_threads_gives_the_same_bits(threads):
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
 
 
+def test_another_number_of_threads_gives_the_same_picture_and_gradients_but_for_the_order_of_sums():
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        splats = scenes.splats(500, 3, 2, torch.float32)
+        rendering = Cpu()(splats, scenes.camera(90, 70), torch.zeros(3))
+        rendering.channels.square().sum().backward()
+        results.append((rendering.channels, [getattr(splats, name).grad for name in scenes.INPUTS]))
+    torch.set_num_threads(before)
+    (picture, gradients), *others = results
+    for other_picture, other_gradients in others:
+        assert torch.equal(picture, other_picture)
+        for one, other in zip(gradients, other_gradients, strict=True):
+            # A splat's gradient is one sum for each thread, and these are added: some float32 roundings of 6e-8 apart.
+            torch.testing.assert_close(one, other, rtol=0, atol=2e-6 * float(one.abs().max()))
+
+
 def test_equal_depths_are_drawn_in_the_order_of_the_splats():
     tensors = {
         "means": torch.tensor([[0.0, 0.0, 4.0]]),
