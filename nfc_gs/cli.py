@@ -450,7 +450,7 @@ def run_doctor(chosen: argparse.Namespace) -> None:
     print(f"nfc-gs {__version__}, Python {sys.version.split()[0]}, {os.cpu_count()} cores")
     for line in diagnose():
         print(line)
-    for name, user in (("NFC_GS_DATA", "configs/static/{fox,lego}.yaml"), ("NFC_GS_LPIPS", "LPIPS")):
+    for name, user in (("NFC_GS_DATA", "configs of named scenes"), ("NFC_GS_LPIPS", "LPIPS")):
         print(f"{name}: {os.environ.get(name, f'not set (needed by {user} only)')}")
     if chosen.warm:
         from nfc_gs.benchmarks import warm
