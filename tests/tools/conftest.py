@@ -25,3 +25,8 @@ def published() -> ModuleType:
 @pytest.fixture(scope="session")
 def download() -> ModuleType:
     return _load("download")
+
+
+@pytest.fixture(scope="session")
+def interpolation() -> ModuleType:
+    return _load("interpolation")

@@ -5,15 +5,13 @@ import math
 
 import pytest
 
-from tools import interpolation
-
 
 def write(folder, views):
     record = {"per_view": [{"name": name, "psnr": psnr} for name, psnr in views]}
     (folder / "metrics.json").write_text(json.dumps(record))
 
 
-def test_the_ratio_is_that_of_mean_squared_errors(tmp_path, monkeypatch, capsys):
+def test_the_ratio_is_that_of_mean_squared_errors(interpolation, tmp_path, monkeypatch, capsys):
     # Mean squared errors .01 and .03 at training times, .04 half way: 0.02 against 0.04.
     views = [
         ("test_at_000", 20.0),
@@ -28,7 +26,7 @@ def test_the_ratio_is_that_of_mean_squared_errors(tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("text", [None, "[", "{}", '{"per_view": [{"name": "test_at_000", "psnr": 20.0}]}'])
-def test_runs_of_other_scenes_are_refused_in_one_line(tmp_path, monkeypatch, capsys, text):
+def test_runs_of_other_scenes_are_refused_in_one_line(interpolation, tmp_path, monkeypatch, capsys, text):
     if text is not None:
         (tmp_path / "metrics.json").write_text(text)
     monkeypatch.setattr("sys.argv", ["interpolation", str(tmp_path)])
