@@ -34,12 +34,20 @@ class Strategy(abc.ABC):
         """The statistics at the start, tensors [N ...]."""
 
     @abc.abstractmethod
-    def observe(self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int) -> None:
-        """Adds one backward pass to the statistics, in place."""
+    def observe(
+        self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int, views: int = 1
+    ) -> None:
+        """Adds one backward pass to the statistics, in place; `views` is how many training views there are."""
 
     @abc.abstractmethod
     def edit(
-        self, state: dict[str, Tensor], population: Population, step: int, steps: int, generator: Generator
+        self,
+        state: dict[str, Tensor],
+        population: Population,
+        step: int,
+        steps: int,
+        generator: Generator,
+        views: int = 1,
     ) -> Edit | None:
         """The change due after this step (counted from 1) of `steps`, if any. It changes nothing itself."""
 

@@ -73,7 +73,9 @@ class Classic(Strategy):
         """No gradients yet: their sum, and how often each Gaussian was drawn."""
         return {name: torch.zeros(num_gaussians, device=device) for name in ("gradients", "drawn")}
 
-    def observe(self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int) -> None:
+    def observe(
+        self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int, views: int = 1
+    ) -> None:
         """Adds the lengths of the screen gradients of the Gaussians that were drawn."""
         if step >= self.stop:
             return
@@ -90,7 +92,13 @@ class Classic(Strategy):
 
     @torch.no_grad()
     def edit(
-        self, state: dict[str, Tensor], population: Population, step: int, steps: int, generator: Generator
+        self,
+        state: dict[str, Tensor],
+        population: Population,
+        step: int,
+        steps: int,
+        generator: Generator,
+        views: int = 1,
     ) -> Edit | None:
         """Growth and pruning when they are due; then, on what they leave, the reset when it is due."""
         refines = self.start < step < self.stop and step % self.every == 0

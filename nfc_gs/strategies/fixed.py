@@ -27,11 +27,19 @@ class Fixed(Strategy):
         """No statistics."""
         return {}
 
-    def observe(self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int) -> None:
+    def observe(
+        self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int, views: int = 1
+    ) -> None:
         """Nothing is kept."""
 
     def edit(
-        self, state: dict[str, Tensor], population: Population, step: int, steps: int, generator: Generator
+        self,
+        state: dict[str, Tensor],
+        population: Population,
+        step: int,
+        steps: int,
+        generator: Generator,
+        views: int = 1,
     ) -> Edit | None:
         """No change is ever due."""
         return None

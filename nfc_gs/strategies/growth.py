@@ -17,6 +17,8 @@ SPLIT_OFFSET = 0.7
 SPLIT_SHRINK = 1.4
 # An opacity above this is divided as if it were this, whose halves are 0.9 each: an opaque one would never soften.
 SPLIT_OPACITY_MAX = 0.99
+# The weight of who is too new to be judged hidden: more than any sum over pixels.
+SPARED = 1e38
 
 
 @spec
@@ -33,7 +35,8 @@ class Growth(Strategy):
         stop: the share of all steps after which nobody is moved or added.
         min_opacity: below it, a Gaussian is dead and is moved.
         min_weight: so is one that hardly shows: its compositing weights, summed over a picture's pixels, are at most w in
-            any picture since the last change, and this times the median of all w is more. 0: hidden ones stay.
+            any picture of as many changes as all training views take to be looked at, and this times the median of all w
+            is more. 0: hidden ones stay.
     """
 
     cap_max: int = 50_000
@@ -65,7 +68,9 @@ class Growth(Strategy):
         """Nothing seen yet: the sum of the gradients' lengths in pixels, how often there was one, the largest weight."""
         return {name: torch.zeros(num_gaussians, device=device) for name in ("gradients", "pulled", "weight")}
 
-    def observe(self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int) -> None:
+    def observe(
+        self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int, views: int = 1
+    ) -> None:
         """Adds the lengths of the screen gradients; a Gaussian hidden behind others is not counted as pulled."""
         if step > self.stop * steps:
             return
@@ -75,7 +80,16 @@ class Growth(Strategy):
         state["pulled"] += length.sign()
         if self.weights:
             assert rendering.weights is not None, "the rasterizer was not asked for weights"
+            if (step - 1) % self.window(views) == 0:
+                state["weight"].zero_()
             torch.maximum(state["weight"], rendering.weights().to(length), out=state["weight"])
+
+    def window(self, views: int) -> int:
+        """For how many steps it is watched who shows, before the hidden are moved: whole intervals that hold all views.
+
+        Whom only views that are yet to come can see is not hidden.
+        """
+        return -(-views // self.every) * self.every
 
     def target(self, num_gaussians: int, step: int, steps: int) -> int:
         """How many Gaussians there should be after this step's change, if there are `num_gaussians` before it.
@@ -90,16 +104,23 @@ class Growth(Strategy):
 
     @torch.no_grad()
     def edit(
-        self, state: dict[str, Tensor], population: Population, step: int, steps: int, generator: Generator
+        self,
+        state: dict[str, Tensor],
+        population: Population,
+        step: int,
+        steps: int,
+        generator: Generator,
+        views: int = 1,
     ) -> Edit | None:
         """Splits sources drawn by their mean gradients; one half of each replaces a dead Gaussian or is a newcomer."""
         if step > self.stop * steps or step % self.every:
             return None
         old, opacities = population.gaussians, population.opacities
         is_dead = opacities < self.min_opacity
-        if self.weights and len(old) > 0:
+        watched = state["weight"][state["weight"] < SPARED]
+        if self.weights and step % self.window(views) == 0 and len(watched) > 0:
             # Behind others or outside. By the median, which neither the pictures' size nor a huge background changes.
-            is_dead |= state["weight"] < self.min_weight * state["weight"].median()
+            is_dead |= state["weight"] < self.min_weight * watched.median()
         weights = torch.where(is_dead, 0, state["gradients"] / state["pulled"].clamp_min(1))
         dead = is_dead.nonzero()[:, 0]
         wanted = len(dead) + self.target(len(old), step, steps) - len(old)
@@ -127,8 +148,13 @@ class Growth(Strategy):
         return Edit(parent=parent, fresh=fresh, values=values)
 
     def settle(self, state: dict[str, Tensor], edit: Edit) -> dict[str, Tensor]:
-        """Zeros for the new population: halves of a Gaussian feel other gradients than the whole did."""
-        return {name: value.new_zeros(len(edit.parent)) for name, value in state.items()}
+        """Zeros for the new population: halves of a Gaussian feel other gradients than the whole did.
+
+        Who shows is watched on, until all views had their turn; halves are spared until then.
+        """
+        settled = {name: value.new_zeros(len(edit.parent)) for name, value in state.items()}
+        settled["weight"] = state["weight"].index_select(0, edit.parent).masked_fill_(edit.fresh, SPARED)
+        return settled
 
     def perturb(
         self, population: Population, means_rate: float, step: int, steps: int, generator: Generator

@@ -88,12 +88,20 @@ class Mcmc(Strategy):
         """No statistics: opacities alone decide."""
         return {}
 
-    def observe(self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int) -> None:
+    def observe(
+        self, state: dict[str, Tensor], rendering: Rendering, camera: Camera, step: int, steps: int, views: int = 1
+    ) -> None:
         """Nothing is kept."""
 
     @torch.no_grad()
     def edit(
-        self, state: dict[str, Tensor], population: Population, step: int, steps: int, generator: Generator
+        self,
+        state: dict[str, Tensor],
+        population: Population,
+        step: int,
+        steps: int,
+        generator: Generator,
+        views: int = 1,
     ) -> Edit | None:
         """Moves the dead onto the living and adds newcomers there; sources are drawn by opacity."""
         if step <= self.start or step > self.stop * steps or step % self.every:

@@ -122,7 +122,9 @@ class Trainer:
             )
         rates = self.optimizer.rates(self.done)
         with self._phase("strategy"):
-            experiment.strategy.observe(self.statistics, picture.rendering, camera, step, experiment.steps)
+            experiment.strategy.observe(
+                self.statistics, picture.rendering, camera, step, experiment.steps, len(self.scene.train)
+            )
         with self._phase("optimizer"):
             self.optimizer.step(self.done, picture.rendering.radii)
         with self._phase("strategy"):
@@ -243,7 +245,7 @@ class Trainer:
         noise = strategy.perturb(population, means_rate, step, steps, self.generator)
         if noise is not None:
             self.model.gaussians.means.add_(noise)
-        edit = strategy.edit(self.statistics, population, step, steps, self.generator)
+        edit = strategy.edit(self.statistics, population, step, steps, self.generator, len(self.scene.train))
         if edit is not None:
             # All rows are moved anyway, so they are laid along a curve: neighbours in a picture are then mostly neighbours
             # in memory, and rasterization takes a twentieth less of its time.

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import floats, integers, lists
 
 from nfc_gs.config import ConfigError, validate
-from nfc_gs.strategies.growth import Spec
+from nfc_gs.strategies.growth import SPARED, Spec
 from tests.strategies.populations import (
     CAMERA,
     assert_equal_edits,
@@ -68,13 +68,28 @@ def test_the_dead_are_moved_to_where_the_gradients_are():
 def test_who_is_hidden_in_every_picture_is_moved_and_who_shows_in_one_is_not():
     growth, population = Spec(cap_max=3, min_weight=0.5), make_population([0.9, 0.9, 0.9])
     state = growth.init(3, "cpu")
-    for weights in ([0.9, 0.0, 5.0], [0.9, 2.0, 5.0], [0.9, 0.0, 5.0]):
-        growth.observe(state, make_rendering([[0.0, 0.0]] * 2 + [[1.0, 0.0]], weights=weights), CAMERA, 1, 1000)
+    for step, weights in enumerate(([0.9, 0.0, 5.0], [0.9, 2.0, 5.0], [0.9, 0.0, 5.0]), 98):
+        growth.observe(state, make_rendering([[0.0, 0.0]] * 2 + [[1.0, 0.0]], weights=weights), CAMERA, step, 1000)
     edit = growth.edit(state, population, 100, 1000, generator())
     assert edit.parent.tolist() == [2, 1, 2]
     assert growth.weights and not Spec(min_weight=0).weights
     unseen = Spec(cap_max=3, min_weight=0).edit(state, population, 100, 1000, generator())
     assert unseen.parent.tolist() == [0, 1, 2]
+
+
+def test_who_shows_only_in_views_that_are_yet_to_come_stays_until_all_had_their_turn():
+    growth, population = Spec(cap_max=3, min_weight=0.5), make_population([0.9, 0.9, 0.9])
+    for late, moved in ((5.0, False), (0.0, True)):
+        state = growth.init(3, "cpu")
+        for step in (100, 200, 300):
+            # The first is looked at by the last of 250 views alone.
+            weights = [late if step == 300 else 0.0, 5.0, 5.0]
+            for at in (step - 99, step):
+                rendering = make_rendering([[0.0, 0.0]] * 2 + [[1.0, 0.0]], weights=weights)
+                growth.observe(state, rendering, CAMERA, at, 1000, 250)
+            edit = growth.edit(state, population, step, 1000, generator(), 250)
+            assert edit.parent.tolist() == ([2, 1, 2] if moved and step == 300 else [0, 1, 2])
+            state = growth.settle(state, edit)
 
 
 def test_sources_are_drawn_without_repeats_in_proportion_to_mean_gradients():
@@ -132,8 +147,11 @@ def test_statistics_start_anew_for_the_new_population():
     growth, population = Spec(cap_max=4, grow_until=0.1), make_population([0.5] * 3)
     state = observed(growth, [1.0, 2.0, 5.0])
     settled = growth.settle(state, growth.edit(state, population, 100, 1000, generator()))
-    names = ("gradients", "pulled", "weight")
-    assert {name: value.tolist() for name, value in settled.items()} == dict.fromkeys(names, [0] * 4)
+    assert settled["gradients"].tolist() == settled["pulled"].tolist() == [0] * 4
+    # Only who shows is watched on, and a half not before the next picture that begins a window.
+    assert (settled["weight"] < SPARED).sum() == 2
+    growth.observe(settled, make_rendering([[0.0, 0.0]] * 4, weights=[1.0, 2.0, 3.0, 4.0]), CAMERA, 101, 1000)
+    assert settled["weight"].tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_the_same_seed_gives_the_same_change():
