@@ -114,8 +114,8 @@ def read_matrix(path: Path, overrides: tuple[str, ...] = ()) -> Matrix:
         scenes=_there(matrix.scenes),
         conditions=_there(matrix.conditions),
     )
-    for axis in _NAMED.values():
-        for name in getattr(matrix, axis):
+    for axis, names in {"name": (matrix.name,), **{axis: getattr(matrix, axis) for axis in _NAMED.values()}}.items():
+        for name in names:
             if not name or set(name) & set("/\\ \t\n") or name.startswith("."):
                 raise StudyError(
                     f"{path}: {axis}: {name!r} cannot be part of a folder's name; use letters, digits, - and _"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -83,7 +84,7 @@ def read_curve(folder: Path) -> tuple[Look, ...]:
     return tuple(
         Look(step=step, seconds=seconds[step], psnr=psnr[step], ssim=ssim.get(step))
         for step in sorted(psnr)
-        if step in seconds
+        if step in seconds and math.isfinite(psnr[step])
     )
 
 
@@ -110,6 +111,11 @@ def collect(matrix: Matrix, runs: Iterable[Planned], finished: Iterable[str]) ->
             raise StudyError(
                 f"{folder / 'metrics.json'}: is of the checkpoint that was best on the held-out views; `nfc-gs eval {folder}` "
                 "measures the last one"
+            )
+        if metrics["psnr"] is None:
+            raise StudyError(
+                f"{folder / 'metrics.json'}: has no PSNR: a held-out view is matched exactly, or none of its pixels "
+                "counts; leave that view out"
             )
         metrics.pop("per_view", None)
         threads = read_settings(folder)["threads"]

@@ -138,9 +138,6 @@ def sweep(
                     [(place.run.cell.name, _last_line(matrix, place)) for place in places], outcome, len(waiting), spent
                 )
                 time.sleep(LOOK)
-    except KeyboardInterrupt:
-        _stop(places)
-        raise
     except BaseException:
         # Whatever went wrong here, nothing is left running behind the user's back.
         _stop(places)
@@ -152,7 +149,11 @@ def sweep(
 def _start(run: Planned, places: list[_Place], matrix: Matrix, workers: Workers) -> _Place:
     taken = {place.slot for place in places}
     slot = next(number for number in range(len(places) + 1) if number not in taken)
-    return _Place(slot, run, workers.start(order_of(run, matrix.folder, slot)), time.monotonic())
+    try:
+        process = workers.start(order_of(run, matrix.folder, slot))
+    except OSError as error:
+        raise StudyError(f"{matrix.folder}: cannot be written to or started from: {error.strerror or error}") from None
+    return _Place(slot, run, process, time.monotonic())
 
 
 def _settle(place: _Place, outcome: Outcome, tries: dict[str, int], retries: int, watch: Watch, matrix: Matrix) -> bool:

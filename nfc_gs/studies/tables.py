@@ -253,7 +253,7 @@ def spread(values: Sequence[float | None], digits: int) -> str:
 
 
 def signed(found: Estimate | None, digits: int) -> str:
-    """A gain with its sign and half the width of its interval; `+.12 [1 seed]`-like where there is only one."""
+    """A gain with its sign and half the width of its interval; `+0.12 (one)` where there is only one pair."""
     if found is None:
         return "–"
     # What rounds to nothing has no sign.

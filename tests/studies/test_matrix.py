@@ -109,6 +109,8 @@ def test_two_combinations_never_share_a_folder(tmp_path: Path) -> None:
 def test_an_axis_name_that_is_no_folder_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="cannot be part of a folder's name"):
         read_matrix(study(tmp_path, conditions="conditions: {a/b: []}"))
+    with pytest.raises(StudyError, match="name: 'a/b' cannot be part of a folder's name"):
+        read_matrix(study(tmp_path), ("name=a/b",))
 
 
 def test_wrong_settings_of_a_run_name_the_run(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
 
 from nfc_gs import cli
 from nfc_gs.config import UserError, write
 from nfc_gs.studies.matrix import Matrix, Planned, StudyError, plan, read_matrix
+from nfc_gs.studies.results import collect, read_curve
 from nfc_gs.studies.sweep import Outcome, State, look, sweep
 from nfc_gs.studies.watch import Watch
 from nfc_gs.studies.workers.base import Order, Process, Workers
@@ -187,6 +189,30 @@ def test_when_the_budget_is_spent_nothing_more_starts(study: Path, monkeypatch: 
     outcome, _ = swept(matrix, runs, workers, budget_hours=1.0)
     assert len(workers.orders) == len(outcome.finished) == 1 and outcome.core_hours >= 1.0
     assert outcome.left == [run.cell.name for run in runs[1:]]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_in_one_line(study: Path) -> None:
+    matrix, runs = prepared(study)
+    (matrix.folder.parent).mkdir()
+    matrix.folder.write_text("a file where the study's folder should be")
+    with pytest.raises(StudyError, match="cannot be written to"):
+        swept(matrix, runs, Pretenders(runs, {}))
+
+
+def test_a_run_without_a_psnr_is_told_in_one_line_and_a_look_without_one_is_left_out(study: Path) -> None:
+    matrix, runs = prepared(study)
+    for run in runs:
+        finish(run)
+    writer = SummaryWriter(str(runs[0].experiment.folder / "tensorboard"))
+    for step, psnr in ((1, 20.0), (2, float("nan"))):
+        writer.add_scalar("held_out/psnr", psnr, step)
+        writer.add_scalar("time/train_seconds", float(step), step)
+    writer.close()
+    assert [look.step for look in read_curve(runs[0].experiment.folder)] == [1]
+    metrics = runs[0].experiment.folder / "metrics.json"
+    metrics.write_text(metrics.read_text().replace("20.0", "null"))
+    with pytest.raises(StudyError, match="has no PSNR"):
+        collect(matrix, runs, [runs[0].cell.name])
 
 
 def test_as_many_run_at_once_as_asked_each_in_a_slot_of_its_own(study: Path) -> None:
