@@ -45,8 +45,6 @@ def digest(experiment: Experiment) -> str:
     settings = dump(validate(Experiment, dump(experiment), "digest"))
     deciding = {key: value for key, value in settings.items() if key not in ignored}
     deciding["dataset"].pop("folder", None)  # the same photographs may have been moved
-    if not experiment.optimizer.sparse:
-        del deciding["optimizer"]["sparse"]  # runs that are older than this setting go on
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
@@ -111,8 +109,8 @@ def restore(trainer: Trainer, path: Path) -> None:
     record, groups = _read(path)
     if record["digest"] != digest(trainer.experiment):
         raise CheckpointError(
-            f"{path}: was written with other settings than {trainer.experiment.folder / 'config.yaml'} now holds; "
-            "restore that file, or train anew under another name"
+            f"{path}: was written with other settings than {trainer.experiment.folder / 'config.yaml'} now holds, or by "
+            "an nfc-gs that has others; restore that file or that version, or train anew under another name"
         )
     device = trainer.model.rasterizer.device
     gaussians = Gaussians(**{name: value.to(device) for name, value in groups["gaussians"].items()})
