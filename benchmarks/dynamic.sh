@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains moving scenes by every field, beside the twin that stays still and the one whose times are shuffled.
 #   NFC_GS_DATA=... NFC_GS_LPIPS=... benchmarks/dynamic.sh [OUTPUT=runs/dynamic] [SEEDS="0 1 2"] [ROWS="..."]
-# One thread each, but for robot_long, which has two: two with different ROWS may run side by side. Runs that are already there are left alone.
+# One thread each: two with different ROWS may run side by side. Runs that are already there are left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 output=${1:-runs/dynamic}
@@ -33,12 +33,12 @@ for seed in $seeds; do
       toy_arm) settings="$toy" ;;
       toy_ball) settings="$toy dataset.motion=bouncing time.window=0.06" ;;
       toy_appearing) settings="$toy configs/dynamic/fields/hexplane.yaml dataset.motion=appearing deformation.residuals.opacity_logits=true" ;;
-      robot_long) settings="configs/dynamic/robot_dance_long.yaml threads=2" ;;
+      robot_long) settings="configs/dynamic/robot_dance_long.yaml" ;;
       *) echo "dynamic.sh: no row $row" >&2; exit 2 ;;
     esac
     name=${row}_s$seed
     [ -e "$output/$name/metrics.json" ] && continue
     # shellcheck disable=SC2086
-    $nfc_gs train threads=1 $settings seed="$seed" output="$output" name="$name" evaluation.every=2000 --overwrite
+    $nfc_gs train $settings seed="$seed" threads=1 output="$output" name="$name" evaluation.every=2000 --overwrite
   done
 done
