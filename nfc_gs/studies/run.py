@@ -41,6 +41,11 @@ def run(wish: Wish, warm: Callable[[], object]) -> None:
     if wish.study.suffix == ".json":
         if not wish.tables_only:
             raise StudyError(f"{wish.study}: holds results, from which only tables can be made: add --tables-only")
+        if wish.overrides or wish.workers or wish.dry_run:
+            raise StudyError(
+                f"{wish.study}: holds results, which no setting changes: give it only --tables-only and --report, or name "
+                "the study's YAML"
+            )
         print(f"written: {write_report(read_results(wish.study), wish.report or wish.study.parent)}")
         return
     overrides = (*wish.overrides, *([f"workers.kind={wish.workers}"] if wish.workers else []))

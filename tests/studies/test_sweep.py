@@ -319,6 +319,13 @@ def test_results_alone_cannot_be_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "add --tables-only" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("extra", [["seeds=[0]"], ["--workers", "slurm"], ["--dry-run"]])
+def test_results_take_no_settings(tmp_path: Path, capsys: pytest.CaptureFixture, extra: list[str]) -> None:
+    assert cli.main(["sweep", str(tmp_path / "it.json"), "--tables-only", *extra]) == 2
+    told = capsys.readouterr().err
+    assert "no setting changes" in told and len(told.strip().splitlines()) == 1
+
+
 # ---- for real
 
 
