@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 output=${1:-runs/dynamic}
 seeds=${2:-0 1 2}
 rows=${3:-robot_bases robot_static robot_hexplane robot_mlp ball_bases ball_static robot_shuffled robot_nfc robot_noisy \
-robot_noisy_nfc robot_half robot_half_nfc texture_bases texture_static robot_long toy_arm toy_ball toy_appearing}
+robot_noisy_nfc robot_half robot_half_nfc texture_bases texture_static robot_long robot_long_nfc robot_short toy_arm toy_ball \
+toy_appearing robot_labels robot_hexplane_nfc robot_residual robot_offsets}
 nfc_gs=${NFC_GS:-.venv/bin/nfc-gs}
 robot=configs/dynamic/robot_dance.yaml
 small="dataset.downscale=3 strategy.cap_max=4000"
@@ -34,6 +35,13 @@ for seed in $seeds; do
       toy_ball) settings="$toy dataset.motion=bouncing time.window=0.06" ;;
       toy_appearing) settings="$toy configs/dynamic/fields/hexplane.yaml dataset.motion=appearing deformation.residuals.opacity_logits=true" ;;
       robot_long) settings="configs/dynamic/robot_dance_long.yaml" ;;
+      robot_long_nfc) settings="configs/dynamic/robot_dance_long.yaml configs/methods/nfc.yaml" ;;
+      robot_short) settings="$robot steps=8000" ;;
+      # The ablations of classification: what is classified, and what the network may change over time.
+      robot_labels) settings="$robot configs/methods/nfc.yaml configs/dynamic/nfc/labels.yaml" ;;
+      robot_hexplane_nfc) settings="$robot configs/dynamic/fields/hexplane.yaml configs/methods/nfc.yaml $small" ;;
+      robot_residual) settings="$robot configs/dynamic/fields/hexplane.yaml configs/methods/nfc.yaml configs/dynamic/nfc/residual.yaml $small" ;;
+      robot_offsets) settings="$robot configs/dynamic/fields/hexplane.yaml configs/methods/nfc.yaml configs/dynamic/nfc/offsets.yaml $small" ;;
       *) echo "dynamic.sh: no row $row" >&2; exit 2 ;;
     esac
     name=${row}_s$seed
