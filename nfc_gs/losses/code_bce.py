@@ -8,7 +8,8 @@ from torch import Tensor
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.codes.identity import Identity
 from nfc_gs.codes.thermometer import Thermometer
-from nfc_gs.config import kind_in, spec
+from nfc_gs.config import ConfigError, PositiveFloat, kind_in, spec
+from nfc_gs.core.clipping import beyond, clipped, noise_of
 from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, mean_cross_entropy
 
 
@@ -23,6 +24,16 @@ class CodeBCE(PlaneLoss):
     `code`: the code of the labels. None: the model's own, or thermometer with 4 thresholds where the model has no code.
     If it is given, the Gaussians' codes are computed from their base colours by `encode`, which must then be
     differentiable: a soft thermometer, or identity. `eps`: beyond [eps, 1 - eps] the loss goes on as a straight line.
+    `censored`: a photograph's 0 and 1 are where noise or light was clipped, so they say only "at most 0" and "at least 1".
+    Levels j of a thermometer that lie within are known as before: z >= 1 passes all thresholds. The last level, which is
+    K z - (K - 1) and goes on beyond 1, is known to be at least 1; its label is its mean given that and the render,
+    p + K s h((1 - p) / (K s)) >= 1, where p is the rendered level (no gradient goes through a label), s the standard
+    deviation of the noise and h = phi / (1 - Phi) the normal hazard; and the first level's label where the photograph is 0
+    is p - K s h(p / (K s)) <= 0. This is the E step of a Tobit regression (`nfc_gs.core.clipping`). Without noise the
+    labels are 1 and 0 as ever; with noise their mean over photographs of a white surface is 1, while that of clipped
+    labels is 1 - K s / sqrt(2 pi). `noise`: s, of values in [0, 1]. None: the root mean square of rgb - photograph, of the
+    numbers of this picture that are not clipped.
+
     `turns`: each step composites and classifies one of the K bits, the next step the next one: the same loss in the mean
     over K steps, at the price of 3 planes instead of 3 K.
     """
@@ -33,14 +44,24 @@ class CodeBCE(PlaneLoss):
     code: Annotated[TargetCode | None, kind_in("nfc_gs.codes")] = None
     eps: float = 0.02
     turns: bool = True
+    censored: bool = False
+    noise: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
-        soft = isinstance(self.code, Thermometer) and self.code.soft
-        if self.code is not None and not soft and not isinstance(self.code, Identity):
+        if self.code is not None and not _ordinal(self.code):
             raise ValueError("code must be a soft thermometer or identity: the labels of others have no gradient")
 
     def planes(self, appearance: Appearance) -> Float[Tensor, "N P"]:
-        """Code probabilities [N 3 K] of the base colours, or [N 3] of the bit whose turn it is, side by side."""
+        """Code probabilities [N 3 K] of the base colours, or [N 3] of the bit whose turn it is, side by side.
+
+        Raises:
+            ConfigError: `censored` with a code that has no level that goes on beyond the ends.
+        """
+        if self.censored and not _ordinal(self._labels(appearance.code)):
+            raise ConfigError(
+                "losses.code_bce: censored=true needs a code of soft levels, and this model's has none; set "
+                "losses.code_bce.code.kind=thermometer"
+            )
         if self._from_colours(appearance.code):
             return self._words(appearance.base, appearance).flatten(1)
         logits = appearance.colour_logits
@@ -55,8 +76,31 @@ class CodeBCE(PlaneLoss):
 
     def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
         """The loss, unweighted."""
-        labels = self._words(comparison.target_rgb, comparison.appearance).flatten(2)
-        return mean_cross_entropy(comparison.planes["code_bce"], labels, comparison.mask, self.eps)
+        planes = comparison.planes["code_bce"]
+        labels = self._words(comparison.target_rgb, comparison.appearance)
+        if self.censored:
+            labels = self._unclipped(labels, planes.detach().view_as(labels), comparison)
+        return mean_cross_entropy(planes, labels.flatten(2), comparison.mask, self.eps)
+
+    def _unclipped(self, labels: Tensor, levels: Tensor, comparison: Comparison) -> Tensor:
+        """The labels [H W 3 K], or [H W 3] of the bit whose turn it is, given the rendered levels, with those of the end
+        levels where the photograph is clipped replaced by what they may have been.
+        """
+        width = self._labels(comparison.appearance.code).width
+        bit = self._bit(comparison.appearance)
+        if self.turns and 0 < bit < width - 1:
+            return labels
+        rgb, target = comparison.rgb, comparison.target_rgb
+        noise = width * (noise_of(rgb, target, comparison.mask) if self.noise is None else self.noise)
+        labels = labels.clone()
+        low, high = clipped(target)
+        if not self.turns or bit == width - 1:
+            known, level = (labels, levels) if self.turns else (labels[..., -1], levels[..., -1])
+            known[high] = level[high] + beyond(1 - level[high], noise)
+        if not self.turns or bit == 0:
+            known, level = (labels, levels) if self.turns else (labels[..., 0], levels[..., 0])
+            known[low] = level[low] - beyond(level[low], noise)
+        return labels
 
     def _from_colours(self, code: TargetCode) -> bool:
         return self.code is not None or isinstance(code, Identity)
@@ -73,6 +117,11 @@ class CodeBCE(PlaneLoss):
         if self.code is not None:
             return self.code
         return Thermometer(bits=4) if isinstance(code, Identity) else code
+
+
+def _ordinal(code: TargetCode) -> bool:
+    """Whether its labels are differentiable levels, the last of which grows with the value up to the end."""
+    return isinstance(code, Identity) or (isinstance(code, Thermometer) and code.soft)
 
 
 Spec = CodeBCE

@@ -1,5 +1,7 @@
 """Colour variance along the ray: the regression that an ordinal classification loss must be compared with."""
 
+from typing import Literal
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -9,15 +11,18 @@ from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, masked_mean
 
 @spec
 class RayVariance(PlaneLoss):
-    """mean E_w[(c_i - target)^2]: squared error of every Gaussian on the ray, by its compositing weight w.
+    """mean E_w[(c_i - C)^2] over pixels and channels: how far the Gaussians on a ray, by their compositing weights w, are apart.
 
-    With E_w[1] = 1 (the background included) it is E_w[c^2] - 2 E_w[c] target + target^2: three more planes,
-    the squared colours. It equals the squared error of the blend plus the variance of what is blended.
+    The weights of a ray sum to 1, the background's included, so three more planes, the squared colours, are enough.
+    `around`: C is the `photograph`, and then it is E_w[c^2] - 2 E_w[c] C + C^2, the squared error of the blend plus the
+    variance of what is blended; or their `mean`, E_w[c], and then it is the variance E_w[c^2] - E_w[c]^2 alone, which
+    does not look at the photograph.
     """
 
     weight: float = 1.0
     start: float = 0.0
     stop: float = 1.0
+    around: Literal["photograph", "mean"] = "photograph"
 
     def planes(self, appearance: Appearance) -> Float[Tensor, "N P"]:
         """Squared colours."""
@@ -29,9 +34,11 @@ class RayVariance(PlaneLoss):
 
     def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
         """The loss, unweighted."""
+        rgb, squares = comparison.rgb, comparison.planes["ray_variance"]
+        if self.around == "mean":
+            return masked_mean(squares - rgb.square(), comparison.mask)
         target = comparison.target_rgb
-        squares = comparison.planes["ray_variance"] - 2 * comparison.rgb * target + target.square()
-        return masked_mean(squares, comparison.mask)
+        return masked_mean(squares - 2 * rgb * target + target.square(), comparison.mask)
 
 
 Spec = RayVariance

@@ -13,11 +13,24 @@ from nfc_gs.codes.gray import Gray
 from nfc_gs.codes.identity import Identity
 from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.config import ConfigError
+from nfc_gs.core.camera import Camera
+from nfc_gs.core.gaussians import Splats
 from nfc_gs.losses.base import Comparison, PlaneLoss
 from nfc_gs.losses.bit_bce import BitBCE
 from nfc_gs.losses.code_bce import CodeBCE
 from nfc_gs.losses.ray_variance import RayVariance
-from tests.losses.comparisons import HEIGHT, NUM_GAUSSIANS, WIDTH, blend, compositing, random, seen
+from nfc_gs.rasterizers.reference import Reference
+from tests.losses.comparisons import (
+    HEIGHT,
+    NUM_GAUSSIANS,
+    WIDTH,
+    appearance,
+    blend,
+    comparison,
+    compositing,
+    random,
+    seen,
+)
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64 sums of few terms
 TARGET = random(1, HEIGHT, WIDTH, 3)
@@ -48,6 +61,7 @@ CASES = [
     (BitBCE(weights="place"), "bit_bce", Gray(bits=3)),
     (RayVariance(), "ray_variance", Binary(bits=4)),
     (RayVariance(), "ray_variance", Identity()),
+    (RayVariance(around="mean"), "ray_variance", Binary(bits=4)),
 ]
 
 
@@ -175,3 +189,50 @@ def test_ray_variance_is_zero_only_where_all_agree_with_the_target() -> None:
     agreed = code.logits(BACKGROUND.expand(NUM_GAUSSIANS, 3), False)
     loss = RayVariance()(drawn(RayVariance(), "ray_variance", code, agreed, target))
     torch.testing.assert_close(loss.item(), 0.0, **EXACT)
+
+
+def test_the_variance_alone_is_that_of_the_weighted_colours_of_every_ray() -> None:
+    code, loss = Binary(bits=4), RayVariance(around="mean")
+    case = drawn(loss, "ray_variance", code, logits_of(code))
+    weights = torch.cat([compositing(), 1 - compositing().sum(-1, keepdim=True)], -1)
+    colours = torch.cat([case.appearance.colours, BACKGROUND[None]])
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(HEIGHT):
+        for column in range(WIDTH):
+            pixel = weights[row, column, :, None]
+            mean = (pixel * colours).sum(0)
+            total += (pixel * (colours - mean).square()).sum()
+    torch.testing.assert_close(loss(case), total / TARGET.numel(), **EXACT)
+    # It does not look at the photograph, and is what `around: photograph` has more than the squared error.
+    other = replace(case, target_rgb=1 - TARGET)
+    assert loss(other) == loss(case)
+    torch.testing.assert_close(loss(case), RayVariance()(case) - (case.rgb - TARGET).square().mean(), **EXACT)
+
+
+def test_the_variance_of_two_splats_and_a_background_on_one_ray() -> None:
+    # Rendered, not composited by hand: weights .5, .5 x .4 and .3 over white at the splats' common middle.
+    middle = {
+        "means": [[0.0, 0.0, 2.0], [0.0, 0.0, 3.0]],
+        "quats": [[1.0, 0.0, 0.0, 0.0]] * 2,
+        "scales": [[0.1] * 3] * 2,
+    }
+    splats = {name: torch.tensor(values, dtype=torch.float64) for name, values in middle.items()}
+    colours = torch.tensor([[0.2, 0.4, 0.9], [0.7, 0.1, 0.5]], dtype=torch.float64)
+    loss, code, white = RayVariance(around="mean"), Identity(), torch.ones(3, dtype=torch.float64)
+    looks = appearance(code, code.logits(colours, False))
+    camera = Camera(world_to_camera=torch.eye(4), focal=(50.0, 50.0), centre=(1.5, 1.5), width=3, height=3)
+    rendering = Reference()(
+        Splats(
+            **splats,
+            opacities=torch.tensor([0.5, 0.4], dtype=torch.float64),
+            values=torch.cat([looks.colours, loss.planes(looks)], 1),
+        ),
+        camera,
+        torch.cat([white, loss.background(white, looks)]),
+    )
+    rgb, planes = (part[1:2, 1:2] for part in rendering.channels.split(3, -1))
+    case = comparison(rgb, torch.zeros_like(rgb))
+    weights = torch.tensor([[0.5], [0.2], [0.3]], dtype=torch.float64)
+    every = torch.cat([colours, white[None]])
+    expected = (weights * (every - (weights * every).sum(0)).square()).sum(0).mean()
+    torch.testing.assert_close(loss(replace(case, planes={"ray_variance": planes})), expected, rtol=0, atol=1e-9)
