@@ -178,7 +178,7 @@ def make_parser() -> Parser:
     doctor = commands.add_parser(
         "doctor", help="say which backend will be used and why, and how to mend what is missing"
     )
-    doctor.add_argument("--warm", action="store_true", help="compile the CPU kernels now, so that no later start does")
+    doctor.add_argument("--warm", action="store_true", help="compile the kernels now, so that no later start does")
     doctor.set_defaults(run=run_doctor)
 
     bench = commands.add_parser(
@@ -445,11 +445,11 @@ def run_kinds(chosen: argparse.Namespace) -> None:
 
 def run_doctor(chosen: argparse.Namespace) -> None:
     """Says what this machine can do."""
-    from nfc_gs.rasterizers.auto import diagnose
+    from nfc_gs.rasterizers.auto import diagnose, warm_gsplat
 
     print(f"nfc-gs {__version__}, Python {sys.version.split()[0]}, {os.cpu_count()} cores")
     for line in diagnose():
-        print(line)
+        print(line, flush=True)
     for name, user in (("NFC_GS_DATA", "configs of named scenes"), ("NFC_GS_LPIPS", "LPIPS")):
         print(f"{name}: {os.environ.get(name, f'not set (needed by {user} only)')}")
     if chosen.warm:
@@ -457,6 +457,7 @@ def run_doctor(chosen: argparse.Namespace) -> None:
 
         use = warm(WITH_KERNELS)
         print(f"CPU kernels: {use.read} read from the cache, {use.compiled} compiled")
+        print(f"gsplat's kernels: {warm_gsplat()}")
 
 
 def run_bench(chosen: argparse.Namespace) -> None:

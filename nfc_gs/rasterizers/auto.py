@@ -1,9 +1,14 @@
 """gsplat where it really draws, else the CPU; and the reason, for whoever wonders."""
 
 import functools
+import os
 import re
+import shutil
 import subprocess
+import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,7 +21,7 @@ from nfc_gs.core.gaussians import Splats
 from nfc_gs.core.rendering import Rendering
 from nfc_gs.rasterizers.base import Rasterizer
 from nfc_gs.rasterizers.cpu import Cpu
-from nfc_gs.rasterizers.gsplat import Gsplat
+from nfc_gs.rasterizers.gsplat import Gsplat, NoGpuError, compile_jobs, compile_kernels
 
 
 class Choice(NamedTuple):
@@ -50,42 +55,98 @@ def choose() -> Choice:
     return Choice(Gsplat(), f"gsplat: drew one splat on {torch.cuda.get_device_name()}")
 
 
-def diagnose() -> list[str]:
-    """What this machine has for drawing, what was chosen and why, and how to mend what is missing; a line each."""
+def diagnose() -> Iterator[str]:
+    """What this machine has for drawing, what was chosen and why, and how to mend what is missing; a line each.
+
+    Where there is a CUDA device, gsplat's kernels are compiled between two lines, if they are not yet.
+    """
     built = torch.version.cuda
-    lines = [f"torch {torch.__version__}, built for {f'CUDA {built}' if built else 'the CPU only'}"]
-    compiler = _nvcc()
-    lines.append(f"nvcc {compiler}" if compiler else "nvcc: not found")
+    yield f"torch {torch.__version__}, built for {f'CUDA {built}' if built else 'the CPU only'}"
+    compiler = find_compiler()
+    yield f"nvcc {compiler.version} ({compiler.path})" if compiler else "nvcc: not found"
     try:
-        lines.append(f"gsplat {version('gsplat')}")
+        yield f"gsplat {version('gsplat')}"
     except PackageNotFoundError:
-        lines.append("gsplat: not installed")
-    lines.append(f"chosen: {choose().reason}")
-    if isinstance(choose().rasterizer, Gsplat):
-        return lines
+        yield "gsplat: not installed"
+    ninja = shutil.which("ninja")
+    if built is not None:
+        yield f"ninja: {ninja or 'not found'}"
+        set_to = os.environ.get("MAX_JOBS")
+        yield f"MAX_JOBS: {set_to or 'not set'}; {compile_jobs()} of gsplat's files are compiled at a time"
+        yield f"TORCH_CUDA_ARCH_LIST: {os.environ.get('TORCH_CUDA_ARCH_LIST') or 'not set; compiled for what torch sees'}"
+    choice = choose()
+    yield f"chosen: {choice.reason}"
+    unlisted = _unlisted()
+    if unlisted is not None:
+        yield f"mend: TORCH_CUDA_ARCH_LIST does not name this device's {unlisted}: add it, or unset the list"
+    if isinstance(choice.rasterizer, Gsplat):
+        return
     if built is None:
-        lines.append("mend: to use an NVIDIA GPU, install torch's CUDA build (https://pytorch.org/get-started/locally)")
+        yield "mend: to use an NVIDIA GPU, install torch's CUDA build (https://pytorch.org/get-started/locally)"
     elif not torch.cuda.is_available():
-        lines.append("mend: torch is built for CUDA but sees no device: look at `nvidia-smi` and CUDA_VISIBLE_DEVICES")
+        yield "mend: torch is built for CUDA but sees no device: look at `nvidia-smi` and CUDA_VISIBLE_DEVICES"
     elif compiler is None:
-        lines.append(f"mend: gsplat compiles at its first use: install nvcc {built} (environment.yml brings it)")
-    elif compiler.split(".")[:2] != built.split(".")[:2]:
-        lines.append(f"mend: nvcc is {compiler} but torch was built for CUDA {built}: make the two equal")
+        yield f"mend: gsplat compiles at its first use: install nvcc {built} (environment.yml brings it)"
+    # torch refuses another major version, and takes another minor one.
+    elif compiler.version.split(".")[0] != built.split(".")[0]:
+        yield f"mend: nvcc is {compiler.version} but torch was built for CUDA {built}: make the two equal"
+    elif ninja is None:
+        yield "mend: gsplat compiles by ninja, which is not on the PATH: pip install ninja"
     else:
-        lines.append(
-            "mend: pip install -c constraints.txt 'nfc-gs[cuda]', then run this again: it compiles for minutes"
+        yield "mend: pip install -c constraints.txt 'nfc-gs[cuda]', then run this again: it compiles for minutes"
+
+
+def _unlisted() -> str | None:
+    """The device's architecture, as 9.0, if it is certain that TORCH_CUDA_ARCH_LIST does not serve it."""
+    names = [name for name in re.split(r"[ ;]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")) if name]
+    if not names or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    # Names such as Hopper are torch's to know, and PTX serves every later device.
+    if any(re.fullmatch(r"\d+\.\d+[af]?", name) is None for name in names):
+        return None
+    numbers = [tuple(int(part) for part in name.rstrip("af").split(".")) for name in names]
+    served = any(first == major and second <= minor for first, second in numbers)
+    return None if served else f"{major}.{minor}"
+
+
+def warm_gsplat() -> str:
+    """Compiles gsplat's kernels where that can be done; in words, what came of it.
+
+    With TORCH_CUDA_ARCH_LIST set it needs no device, so that an image or a shared home can be made ready without one.
+    """
+    if torch.version.cuda is None:
+        return "not compiled: torch is built for the CPU only"
+    if not torch.cuda.is_available() and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return (
+            "not compiled: torch sees no CUDA device; set TORCH_CUDA_ARCH_LIST=9.0, say, to compile for one elsewhere"
         )
-    return lines
-
-
-def _nvcc() -> str | None:
-    """The version of the CUDA compiler on the path, as 13.0."""
+    began = time.perf_counter()
     try:
-        said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+        file = compile_kernels()
+    except NoGpuError as error:
+        return f"not compiled: {error}"
+    return f"in {file}, {time.perf_counter() - began:.0f} s"
+
+
+class Compiler(NamedTuple):
+    """The CUDA compiler: its version, as 13.0, and where it is."""
+
+    version: str
+    path: Path
+
+
+def find_compiler() -> Compiler | None:
+    """The compiler that torch takes: in CUDA_HOME, on the path, or in its usual folder."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    on_path = shutil.which("nvcc")
+    path = Path(home) / "bin/nvcc" if home else Path(on_path) if on_path else Path("/usr/local/cuda/bin/nvcc")
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     found = re.search(r"release (\d+\.\d+)", said)
-    return found[1] if found else None
+    return Compiler(found[1], path) if found else None
 
 
 def _trial(rasterizer: Rasterizer) -> float:

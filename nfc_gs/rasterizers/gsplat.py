@@ -5,8 +5,14 @@ device; where they have not been run, take it as unproven.
 """
 
 import functools
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,20 +23,91 @@ from nfc_gs.core.gaussians import Splats
 from nfc_gs.core.rendering import SCREEN_BLUR, Rendering
 from nfc_gs.rasterizers.base import Rasterizer
 
+# The name under which gsplat has torch compile its kernels, and keep them.
+KERNELS = "gsplat_cuda"
+# What one run of the CUDA compiler is reckoned to take, in bytes.
+COMPILER_BYTES = 3e9
+
 
 class NoGpuError(UserError):
     """gsplat cannot draw on this machine."""
 
 
+def compile_jobs() -> int:
+    """How many of gsplat's files are compiled at a time: MAX_JOBS, or else what cores and free memory allow.
+
+    gsplat itself takes ten, which a laptop's memory does not hold.
+    """
+    if os.environ.get("MAX_JOBS", "").isdecimal():
+        return int(os.environ["MAX_JOBS"])
+    return max(1, min(os.cpu_count() or 1, int(psutil.virtual_memory().available / COMPILER_BYTES)))
+
+
+def compile_kernels() -> Path:
+    """Compiles gsplat's kernels, unless that is done, and returns the file they are in; it takes minutes.
+
+    gsplat does so at its first use, but begins anew if it was broken off; here it goes on. It compiles for the
+    architectures in TORCH_CUDA_ARCH_LIST, or for the device that torch sees; with another list everything is compiled
+    again.
+
+    Raises:
+        NoGpuError: in one line, when there is no compiler, or it fails; VERBOSE=1 has all that it says printed.
+    """
+    try:
+        with _many_jobs(compile_jobs()), _leftovers_kept():
+            from gsplat.cuda import _backend
+    # Whatever goes wrong while foreign code is compiled: torch raises a RuntimeError that quotes the compiler.
+    except Exception as error:
+        said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        line = next((line for line in said if "error" in line.lower() and "building extension" not in line), said[0])
+        raise NoGpuError(f"rasterizer gsplat: its kernels cannot be compiled: {line}") from error
+    if _backend._C is None:
+        raise NoGpuError(
+            f"rasterizer gsplat: found no CUDA compiler; install nvcc {torch.version.cuda}, or name its folder in CUDA_HOME"
+        )
+    return Path(_backend._C.__file__)
+
+
+@contextmanager
+def _many_jobs(count: int) -> Iterator[None]:
+    before = os.environ.get("MAX_JOBS")
+    os.environ["MAX_JOBS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MAX_JOBS"]
+        else:
+            os.environ["MAX_JOBS"] = before
+
+
+@contextmanager
+def _leftovers_kept() -> Iterator[None]:
+    """gsplat deletes what a compilation that was broken off has left, which ninja would go on from."""
+    original = shutil.rmtree
+
+    @functools.wraps(original)
+    def rmtree(path: Any, *rest: Any, **settings: Any) -> None:
+        if Path(path).name != KERNELS:
+            original(path, *rest, **settings)
+
+    shutil.rmtree = rmtree  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        shutil.rmtree = original  # type: ignore[assignment]
+
+
 @functools.cache
 def _rasterization() -> Callable[..., tuple[Tensor, Tensor, dict]]:
-    """gsplat's one function, once it is known that there is a device for it."""
+    """gsplat's one function, once it is known that there is a device for it, and kernels."""
     if not torch.cuda.is_available():
         raise NoGpuError("rasterizer gsplat: torch sees no CUDA device; use rasterizer.kind=cpu")
     try:
         from gsplat import rasterization
     except ImportError as error:
         raise NoGpuError(f"rasterizer gsplat: cannot be imported ({error}); pip install 'nfc-gs[cuda]'") from None
+    compile_kernels()
     return rasterization
 
 
