@@ -94,6 +94,10 @@ def make_parser() -> Parser:
         "--resume", type=Path, metavar="RUN", help="go on where this run folder's last checkpoint was written"
     )
     train.add_argument("--overwrite", action="store_true", help="delete the run folder if it is already there")
+    train.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS",
+        help="several processes (docs/many_gpus.md): how long one waits for another (default: 600)",
+    )  # fmt: skip
     train.set_defaults(run=run_train)
 
     sweep = commands.add_parser(
@@ -270,6 +274,17 @@ def _seed(text: str) -> int:
     return 0 if text == "0" else _whole_number(text)
 
 
+def _seconds(text: str) -> float:
+    """Seconds, above 0."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
+
+
 def _hours(text: str) -> float:
     """Hours, above 0."""
     try:
@@ -314,16 +329,23 @@ def run_train(chosen: argparse.Namespace) -> None:
     from nfc_gs.rasterizers.auto import Auto, choose
     from nfc_gs.training import run
     from nfc_gs.training.experiment import Experiment
+    from nfc_gs.training.ranks import TIMEOUT, join
 
+    ranks = join(chosen.timeout or TIMEOUT)
+    if not ranks.first:
+        # What there is to say, the first one says; a mistake is each one's own.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        logging.getLogger().setLevel(logging.ERROR)
     if chosen.resume:
-        trainer = run.resume(chosen.resume)
+        trainer = run.resume(chosen.resume, ranks)
         left = trainer.experiment.steps - trainer.done
         going = f"going on at step {trainer.done} of {trainer.experiment.steps}"
         print(going if left else f"all {trainer.done} steps of this run are done already")
     else:
         # A run is called after its files, as fox_nfc, unless a file or an override names it.
         name = "_".join(path.stem for path in files)
-        trainer = run.begin(load(Experiment, files, overrides, defaults={"name": name}), chosen.overwrite)
+        experiment = ranks.together(lambda: load(Experiment, files, overrides, defaults={"name": name}))
+        trainer = run.begin(experiment, chosen.overwrite, ranks)
     experiment, scene = trainer.experiment, trainer.scene
     if isinstance(experiment.rasterizer, Auto):
         print(f"rasterizer {choose().reason}")

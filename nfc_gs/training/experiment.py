@@ -102,6 +102,9 @@ class Experiment:
     output: Folder = Path("runs")
     seed: NonNegativeInt = 0
     steps: PositiveInt = 7000
+    batch: PositiveInt = (
+        1  # views a step, whose gradients are averaged; several processes share them (docs/many_gpus.md)
+    )
     threads: NonNegativeInt = 0  # 0: all cores
     photographs_gb: NonNegativeFloat = 4.0  # memory for decoded photographs; what does not fit goes to a temporary file
     dataset: Annotated[Dataset, kind_in("nfc_gs.datasets")]

@@ -11,16 +11,15 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """A block that Ctrl-C and SIGTERM do not break off: KeyboardInterrupt comes at its end. A second one comes at once.
+def listening() -> Iterator[list[int]]:
+    """A block in which Ctrl-C and SIGTERM are only noted, in the list it yields. A second one comes at once.
 
-    A step of training that is broken off leaves some parameters updated and others not, so the run could not go on as
-    if nothing had happened. Signals reach the main thread only, so in another one there is nothing to hold back.
+    Signals reach the main thread only, so in another one there is nothing to note.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
 
     def hold(number: int, frame: FrameType | None) -> None:
         if asked:
@@ -32,9 +31,20 @@ def held_back() -> Iterator[None]:
 
     before = {number: signal.signal(number, hold) for number in STOPPING}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """A block that Ctrl-C and SIGTERM do not break off: KeyboardInterrupt comes at its end. A second one comes at once.
+
+    A step of training that is broken off leaves some parameters updated and others not, so the run could not go on as
+    if nothing had happened.
+    """
+    with listening() as asked:
+        yield
     if asked:
         raise KeyboardInterrupt

@@ -38,6 +38,10 @@ class GaussianOptimizer:
         self.moving = torch.optim.Adam(moving, betas=BETAS, eps=settings.epsilon, fused=True) if moving else None
         self._adams = [self.adam] if self.moving is None else [self.adam, self.moving]
 
+    def parameters(self) -> list[nn.Parameter]:
+        """All that it steps, the Gaussians' fields first; an edit makes new ones."""
+        return [parameter for adam in self._adams for group in adam.param_groups for parameter in group["params"]]
+
     @property
     def compiled(self) -> bool:
         """Whether the Gaussians' steps are the kernel's."""

@@ -29,6 +29,7 @@ from nfc_gs.model import SplatModel
 from nfc_gs.training import checkpoint
 from nfc_gs.training.experiment import Experiment
 from nfc_gs.training.initial import first_gaussians
+from nfc_gs.training.ranks import ALONE, Ranks, fingerprint
 from nfc_gs.training.trainer import Trainer, open_session
 
 logger = logging.getLogger(__name__)
@@ -54,28 +55,44 @@ class Run:
     best: bool
 
 
-def use_threads(threads: int) -> None:
+def use_threads(threads: int, sharing: int = 1) -> None:
     """One setting governs torch, our kernels (which ask torch) and OpenCV; 0 means all the cores this process may use.
 
+    With 0, `sharing` processes on one machine divide its cores among them.
     Freed memory is kept from here on, too (see `keep_freed_memory`).
     """
     # Only Linux says which cores a process may use.
     available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    count = threads or available or 1
+    count = threads or max((available or 1) // sharing, 1)
     keep_freed_memory()
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
 
 
-def begin(experiment: Experiment, overwrite: bool) -> Trainer:
+def begin(experiment: Experiment, overwrite: bool, ranks: Ranks = ALONE) -> Trainer:
     """A trainer at step 0, and its run folder with the resolved settings in it.
 
-    Nothing is written before the data have been read and found good.
+    Nothing is written before the data have been read and found good, by all processes if there are several.
 
     Raises:
         RunError: when the folder already holds a run and `overwrite` is false.
+        RankError: when the processes do not fit together.
     """
-    folder = experiment.folder
+
+    def read() -> Trainer:
+        if ranks.first:
+            _check_free(experiment.folder, overwrite)
+        return build(experiment, ranks)
+
+    ranks.divide(experiment)
+    trainer = ranks.together(read)
+    ranks.agree(_state(trainer))
+    ranks.together(lambda: _make_folder(experiment) if ranks.first else None)
+    return trainer
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """Refuses a folder in which a run cannot begin."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file, so it cannot be the run folder; choose another name with name=...")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
@@ -83,7 +100,11 @@ def begin(experiment: Experiment, overwrite: bool) -> Trainer:
             f"{folder}: already there; go on with `nfc-gs train --resume {folder}`, begin anew with --overwrite, "
             "or choose another name with name=..."
         )
-    trainer = build(experiment)
+
+
+def _make_folder(experiment: Experiment) -> None:
+    """An empty run folder with the settings in it."""
+    folder = experiment.folder
     if folder.exists() and not (folder / CONFIG).exists() and any(folder.iterdir()):
         raise RunError(f"{folder}: is not a run folder (no {CONFIG}), so --overwrite does not delete it")
     try:
@@ -95,29 +116,49 @@ def begin(experiment: Experiment, overwrite: bool) -> Trainer:
         raise RunError(
             f"{folder}: cannot be written: {error.strerror or error}; choose another folder with output=..."
         ) from None
+
+
+def resume(folder: Path, ranks: Ranks = ALONE) -> Trainer:
+    """A trainer where its last checkpoint was written, by however many processes."""
+    experiment = ranks.together(lambda: read_settings(folder))
+
+    def read() -> Trainer:
+        trainer = build(experiment, ranks)
+        checkpoint.restore(trainer, folder / LAST)
+        return trainer
+
+    ranks.divide(experiment)
+    trainer = ranks.together(read)
+    ranks.agree(_state(trainer))
     return trainer
 
 
-def resume(folder: Path) -> Trainer:
-    """A trainer where its last checkpoint was written."""
-    trainer = build(read_settings(folder))
-    checkpoint.restore(trainer, folder / LAST)
-    return trainer
+def _state(trainer: Trainer) -> dict[str, str]:
+    """By what several processes know that they begin alike."""
+    if trainer.ranks.alone:
+        return {}
+    return {
+        "training views": f"{len(trainer.scene.train)} ({', '.join(view.name for view in trainer.scene.train[:3])}, ...)",
+        "steps done": str(trainer.done),
+        "the Gaussians to begin with": f"{len(trainer.model.gaussians):,} ({fingerprint(trainer.model.gaussians)})",
+    }
 
 
 def train(trainer: Trainer, folder: Path) -> Evaluation | None:
     """Runs the trainer to its end and writes metrics.json; returns the last evaluation (None if nothing was left to do).
 
-    Being told to terminate is taken as Ctrl-C is: the run is saved first.
+    Being told to terminate is taken as Ctrl-C is: the run is saved first. Of several processes only the first writes.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         evaluation = trainer.train(open_session(trainer, folder, lambda path: checkpoint.save(trainer, path)))
     except UserError:
-        if trainer.done == 0:
+        if trainer.done == 0 and trainer.ranks.first:
             # The very first step was refused: no folder that would stand in the next attempt's way.
             shutil.rmtree(folder)
         raise
+    if not trainer.ranks.first:
+        return None
     if evaluation is not None:
         _record(folder, trainer.model, evaluation, trainer.done, trainer.seconds, best=False)
     elif not (folder / METRICS).exists():
@@ -126,9 +167,10 @@ def train(trainer: Trainer, folder: Path) -> Evaluation | None:
     return evaluation
 
 
-def build(experiment: Experiment) -> Trainer:
+def build(experiment: Experiment, ranks: Ranks = ALONE) -> Trainer:
     """Data, first Gaussians, model and trainer, all from the settings and the seed."""
-    use_threads(experiment.threads)
+    use_threads(experiment.threads, ranks.local_count)
+    ranks.use(experiment.rasterizer.device)
     scene = experiment.degradation(_load(experiment), experiment.seed)
     generator = torch.Generator().manual_seed(experiment.seed)
     gaussians = first_gaussians(
@@ -159,7 +201,7 @@ def build(experiment: Experiment) -> Trainer:
         to_world=scene.to_world,
         extent=scene.extent,
     )
-    return Trainer(experiment, scene, model)
+    return Trainer(experiment, scene, model, ranks)
 
 
 def _say_how_it_moves(scene: Scene, deformation: Deformation) -> None:

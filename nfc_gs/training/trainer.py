@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -13,15 +13,16 @@ from torch import Tensor
 
 from nfc_gs.captures.photographs import PhotographStore
 from nfc_gs.config import UserError, dump, text
+from nfc_gs.core.camera import Camera
 from nfc_gs.core.ordering import morton_order
 from nfc_gs.core.scene import Photograph, Scene
 from nfc_gs.evaluation import Evaluation, Lpips, evaluate
-from nfc_gs.losses.base import MemoryLoss, PlaneLoss
-from nfc_gs.model import SplatModel, compare, target_of
+from nfc_gs.losses.base import LossTerm, MemoryLoss, PlaneLoss
+from nfc_gs.model import Picture, SplatModel, Target, compare, target_of
 from nfc_gs.training.callbacks.base import End, Listener, Report, Session
 from nfc_gs.training.experiment import Experiment
-from nfc_gs.training.interruption import held_back
 from nfc_gs.training.optimizer import GaussianOptimizer
+from nfc_gs.training.ranks import ALONE, Gradients, Observation, Ranks, fingerprint, paired
 
 # Steps between looks at whether the loss is still a number, on a GPU, which a look makes wait.
 CHECK_EVERY = 20
@@ -35,11 +36,24 @@ class TrainingError(UserError):
     """The settings make the training diverge."""
 
 
-class Trainer:
-    """Trains `model` on `scene`; everything that changes is here, and `checkpoint` saves and restores all of it."""
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One view, drawn and compared with its photograph; its gradients are in the parameters."""
 
-    def __init__(self, experiment: Experiment, scene: Scene, model: SplatModel) -> None:
-        self.experiment, self.scene, self.model = experiment, scene, model
+    camera: Camera
+    picture: Picture
+    target: Target
+    terms: dict[str, Tensor]
+
+
+class Trainer:
+    """Trains `model` on `scene`; everything that changes is here, and `checkpoint` saves and restores all of it.
+
+    `ranks` are the processes that do so together, each with a trainer of its own.
+    """
+
+    def __init__(self, experiment: Experiment, scene: Scene, model: SplatModel, ranks: Ranks = ALONE) -> None:
+        self.experiment, self.scene, self.model, self.ranks = experiment, scene, model, ranks
         _check_losses(experiment)
         self.generator = torch.Generator().manual_seed(experiment.seed + 1)
         self.optimizer = GaussianOptimizer(
@@ -70,8 +84,8 @@ class Trainer:
         self._epochs = 0
 
     def step(self) -> Report:
-        """One view, one gradient, one step of Adam, and the change of population that is due."""
-        experiment, model = self.experiment, self.model
+        """A view, or a batch of them, one gradient, one step of Adam, and the change of population that is due."""
+        experiment, model, views = self.experiment, self.model, len(self.scene.train)
         began = time.perf_counter()
         self._milliseconds = {}
         step = self.done + 1
@@ -79,17 +93,48 @@ class Trainer:
         model.field.advance(model.population(), progress)
         model.degree = min(experiment.schedule.sh_degree, self.done // experiment.schedule.sh_every)
         losses = {kind: loss for kind, loss in experiment.losses.items() if loss.active(progress)}
+        rates = self.optimizer.rates(self.done)
 
+        if experiment.batch == 1:
+            look = self._look(self.done, losses)
+            terms, radii = look.terms, look.picture.rendering.radii
+            with self._phase("strategy"):
+                experiment.strategy.observe(
+                    self.statistics, look.picture.rendering, look.camera, step, experiment.steps, views
+                )
+        else:
+            look, terms, radii = self._look_at_batch(losses)
+        with self._phase("optimizer"):
+            self.optimizer.step(self.done, radii)
+        with self._phase("strategy"):
+            self._change_population(step, rates["means"])
+
+        self.done, self.changing = step, False
+        self.seconds += time.perf_counter() - began
+        return Report(
+            step=step,
+            terms={name: term.detach() for name, term in terms.items()},
+            picture=look.picture,
+            target=look.target,
+            rates=rates,
+            milliseconds=self._milliseconds,
+            num_gaussians=len(model.gaussians),
+            seconds=self.seconds,
+        )
+
+    def _look(self, number: int, losses: Mapping[str, LossTerm]) -> Look:
+        """Look `number` (from 0) of all, its forward and its backward pass."""
+        experiment, model = self.experiment, self.model
+        step, progress = self.done + 1, self.done / experiment.steps
         with self._phase("data"):
-            number = self.view_number(self.done)
             factor = self.coarseness(self.done)
-            background = self.background(self.done)
-            photograph = smaller(self.photographs.get(number), factor)
-            self.photographs.prefetch([self.view_number(self.done + ahead) for ahead in range(1, PREFETCH)])
+            background = self.background(number)
+            photograph = smaller(self.photographs.get(self.view_number(number)), factor)
+            ahead = range(self.ranks.count, self.ranks.count * PREFETCH, self.ranks.count)
+            self.photographs.prefetch([self.view_number(number + later) for later in ahead])
             target = target_of(photograph, background)
             height, width = photograph.rgb.shape[:2]
-            camera = self.scene.train[number].camera.resized(width, height)
-            camera = replace(camera, time=self.jittered(camera.time, self.done))
+            camera = self.camera(number, width, height)
         with self._phase("render"):
             picture = model.render(
                 camera,
@@ -120,41 +165,79 @@ class Trainer:
                 f"losses: of those that act at step {step} ({', '.join(losses)}) none compares the picture with the "
                 "photograph; add one that does, as losses.l1.weight=0.8"
             )
-        rates = self.optimizer.rates(self.done)
-        with self._phase("strategy"):
-            experiment.strategy.observe(
-                self.statistics, picture.rendering, camera, step, experiment.steps, len(self.scene.train)
-            )
-        with self._phase("optimizer"):
-            self.optimizer.step(self.done, picture.rendering.radii)
-        with self._phase("strategy"):
-            self._change_population(step, rates["means"])
+        return Look(camera=camera, picture=picture, target=target, terms=terms)
 
-        self.done, self.changing = step, False
-        self.seconds += time.perf_counter() - began
-        return Report(
-            step=step,
-            terms={name: term.detach() for name, term in terms.items()},
-            picture=picture,
-            target=target,
-            rates=rates,
-            milliseconds=self._milliseconds,
-            num_gaussians=len(model.gaussians),
-            seconds=self.seconds,
-        )
+    def _look_at_batch(self, losses: Mapping[str, LossTerm]) -> tuple[Look, dict[str, Tensor], Tensor]:
+        """All looks of this step, those of other processes included: their mean gradient is then in the parameters.
+
+        Returns this process's first look, the mean of all looks' losses, and radii of those whom any look shows.
+        """
+        experiment, ranks = self.experiment, self.ranks
+        first, parameters = self.done * experiment.batch, self.optimizer.parameters()
+        looks: dict[int, Look] = {}
+        seen: dict[int, Observation] = {}
+
+        def gradients(place: int) -> Gradients:
+            look = self._look(first + place, losses)
+            found: Gradients = [parameter.grad for parameter in parameters]
+            for parameter in parameters:
+                parameter.grad = None
+            seen[place] = Observation.of(look.picture.rendering, list(look.terms.values()), found)
+            # Only one is kept whole: a picture holds on to all that was needed to draw it.
+            if not looks:
+                looks[place] = look
+            return found
+
+        places = ranks.places(experiment.batch)
+        with self._phase("data"):
+            for place in places:
+                # A photograph that cannot be read is then told before anything has changed.
+                self.photographs.get(self.view_number(first + place))
+        mean = paired(places, gradients)
+        with self._phase("exchange"):
+            observations = ranks.share([seen[place] for place in places])
+            present = [any(of_one) for of_one in zip(*(each.present for each in observations), strict=True)]
+            mean = ranks.add_up(mean, parameters, present)
+        for parameter, gradient in zip(parameters, mean, strict=True):
+            parameter.grad = None if gradient is None else gradient.div_(experiment.batch)
+        drawn = torch.zeros_like(observations[0].radii)
+        with self._phase("strategy"):
+            for place, observation in enumerate(observations):
+                camera = self.camera(first + place, *observation.size)
+                experiment.strategy.observe(
+                    self.statistics,
+                    observation.rendering(),
+                    camera,
+                    self.done + 1,
+                    experiment.steps,
+                    len(self.scene.train),
+                )
+                drawn[observation.drawn] = 1
+        look = looks[places[0]]
+        terms = torch.stack([observation.terms for observation in observations]).mean(0)
+        return look, dict(zip(look.terms, terms, strict=True)), drawn
 
     def train(self, session: Session) -> Evaluation | None:
-        """Every step that is left; whatever ends it, the listeners are closed. Returns the last evaluation."""
+        """Every step that is left; whatever ends it, the listeners are closed. Returns the last evaluation.
+
+        Only the first of several processes has listeners and evaluates.
+        """
+        with self.ranks.unbroken():
+            return self._train(session)
+
+    def _train(self, session: Session) -> Evaluation | None:
         evaluation = None
         listeners: list[Listener] = []
         end: End = "stopped"
         try:
-            for callback in self.experiment.callbacks.values():
+            for callback in self.experiment.callbacks.values() if self.ranks.first else ():
                 listeners.append(callback.start(session))
             while self.done < self.experiment.steps:
-                with held_back():
+                with self.ranks.one_step():
                     report = self.step()
-                    if self._evaluation_due():
+                    if self._evaluation_due() and not self.ranks.alone:
+                        self.ranks.agree({f"the Gaussians after step {self.done}": fingerprint(self.model.gaussians)})
+                    if self._evaluation_due() and self.ranks.first:
                         # Broken off in here, the run goes back to its last checkpoint, or it would lack this look for
                         # good; only the last one of all is made up for when the run is resumed.
                         self.changing = self.done < self.experiment.steps
@@ -169,6 +252,8 @@ class Trainer:
             end = "failed" if self.changing else end
             # Each has its turn, in this order, whatever the one before raises.
             with ExitStack() as closing:
+                if end == "finished" or self.ranks.stopping:
+                    closing.callback(self.ranks.leave)
                 closing.callback(self.held_out.close)
                 closing.callback(self.photographs.close)
                 for listener in reversed(listeners):
@@ -186,18 +271,23 @@ class Trainer:
         every = self.experiment.evaluation.every
         return self.done == self.experiment.steps or (every > 0 and self.done % every == 0)
 
-    def view_number(self, step: int) -> int:
-        """Which training view step `step` (from 0) looks at: every view once an epoch, in an order drawn from the seed.
+    def view_number(self, look: int) -> int:
+        """Which training view look `look` (from 0, `batch` of them a step) is at: all once an epoch, in an order drawn by seed.
 
         An epoch holds the views whose times are in the window at its first step. It all depends on nothing but the seed
-        and the step, so a resumed run sees the same views.
+        and the look, so a resumed run sees the same views, whoever looks at them.
         """
-        while len(self._order) <= step:
+        while len(self._order) <= look:
             order = np.random.default_rng([self.experiment.seed, 0, self._epochs]).permutation(len(self.scene.train))
-            half = self.window(len(self._order))
+            half = self.window(len(self._order) // self.experiment.batch)
             self._order += [int(i) for i in order if abs(self._moments[i] - self._middle) <= half]
             self._epochs += 1
-        return self._order[step]
+        return self._order[look]
+
+    def camera(self, look: int, width: int, height: int) -> Camera:
+        """The camera of a look, for pictures of this size, with this look's noise on its time."""
+        camera = self.scene.train[self.view_number(look)].camera.resized(width, height)
+        return replace(camera, time=self.jittered(camera.time, look))
 
     def window(self, step: int) -> float:
         """How far from the middle of the time a view may be to be looked at at this step."""
@@ -210,22 +300,22 @@ class Trainer:
             return widest
         return narrowest + (widest - narrowest) * share / settings.window_until
 
-    def jittered(self, time: float, step: int) -> float:
-        """The time of a training picture with this step's noise, within [0, 1]."""
+    def jittered(self, time: float, look: int) -> float:
+        """The time of a training picture with this look's noise, within [0, 1]."""
         settings, times = self.experiment.time, self.scene.times
-        share = step / self.experiment.steps
+        share = look // self.experiment.batch / self.experiment.steps
         if settings.jitter == 0 or len(times) == 1 or share >= settings.jitter_until:
             return time
         spread = settings.jitter * (times[-1] - times[0]) / (len(times) - 1) * (1 - share / settings.jitter_until)
-        drawn = np.random.default_rng([self.experiment.seed, 2, step]).standard_normal()
+        drawn = np.random.default_rng([self.experiment.seed, 2, look]).standard_normal()
         return float(np.clip(time + spread * drawn, 0, 1))
 
-    def background(self, step: int) -> Tensor:
-        """The colour behind everything at this step, [3]."""
+    def background(self, look: int) -> Tensor:
+        """The colour behind everything in this look, [3]."""
         device = self.model.rasterizer.device
         if not self.scene.random_background:
             return torch.tensor(self.model.background, device=device)
-        drawn = np.random.default_rng([self.experiment.seed, 1, step]).random(3, dtype=np.float32)
+        drawn = np.random.default_rng([self.experiment.seed, 1, look]).random(3, dtype=np.float32)
         return torch.from_numpy(drawn).to(device)
 
     def coarseness(self, step: int) -> int:
@@ -250,6 +340,7 @@ class Trainer:
             # All rows are moved anyway, so they are laid along a curve: neighbours in a picture are then mostly neighbours
             # in memory, and rasterization takes a twentieth less of its time.
             edit = edit.reordered(morton_order(edit.means(population.gaussians)))
+            edit = self.ranks.same_edit(edit, self.generator)
             self.model.gaussians = self.optimizer.apply(edit)
             self.statistics = strategy.settle(self.statistics, edit)
             self.memory = {kind: edit.carry(memory) for kind, memory in self.memory.items()}
