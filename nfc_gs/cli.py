@@ -147,8 +147,10 @@ def make_parser() -> Parser:
     _add_run(render)
     render.add_argument("--split", choices=("train", "test"), default="test")
     render.add_argument(
-        "--mode", choices=("rgb", "depth", "alpha", "error", "motion", "trajectories"), default="rgb",
-        help="motion: how fast everything is; trajectories: the ways things came",
+        "--mode", choices=("rgb", "depth", "alpha", "error", "confidence", "motion", "trajectories"),
+        default="rgb",
+        help="confidence: how well the training photographs agree; motion: how fast everything is; trajectories: the ways "
+        "things came",
     )  # fmt: skip
     render.add_argument("--times", type=_times, metavar="0,0.5,1|N", help="the frames' times, or how many from 0 to 1")
     render.add_argument("--time", type=_time, metavar="T", help="stop the time at T, from 0 to 1")
@@ -172,6 +174,14 @@ def make_parser() -> Parser:
         ("form", "how kind dynamic.exporters.motion writes motion: splines, chunks or bones"),
     ):
         export.add_argument(f"--{name}", metavar=name.upper(), help=f"the setting {name}=: {meaning}")
+    export.add_argument(
+        "--min-weight", type=_weight, default=0.0, metavar="W",
+        help="leave out Gaussians that all training views together show by fewer pixels (as 1)",
+    )  # fmt: skip
+    export.add_argument(
+        "--min-confidence", type=_confidence, default=0.0, metavar="C",
+        help="leave out Gaussians below this confidence, from 0 to 1 (as 0.3; see `render --mode confidence`)",
+    )  # fmt: skip
     export.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="the exporter's settings, as sh_degree=0")
     export.set_defaults(run=run_export)
 
@@ -223,6 +233,28 @@ def _time(text: str) -> float:
     if not 0 <= time <= 1:  # not for NaN either
         raise argparse.ArgumentTypeError(f"{text!r} is no time: the first moment is 0 and the last is 1")
     return time
+
+
+def _weight(text: str) -> float:
+    """Pixels, from 0 on."""
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels from 0 on")
+    return weight
+
+
+def _confidence(text: str) -> float:
+    """From 0 to 1."""
+    try:
+        confidence = float(text)
+    except ValueError:
+        confidence = math.nan
+    if not 0 <= confidence <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no confidence from 0 to 1")
+    return confidence
 
 
 def _times(text: str) -> tuple[float, ...] | int:
@@ -441,7 +473,8 @@ def run_export(chosen: argparse.Namespace) -> None:
     flags = [f"{name}={value}" for name in ("fps", "frames", "time", "form") if (value := getattr(chosen, name))]
     settings = {"kind": chosen.kind.replace("-", "_"), **read([], [*flags, *chosen.settings])}
     exporter = validate_kind("nfc_gs.exporters", settings, "export")
-    print(run.export(run.open_run(chosen.folder, chosen.best), exporter, chosen.output))
+    opened = run.open_run(chosen.folder, chosen.best)
+    print(run.export(opened, exporter, chosen.output, chosen.min_weight, chosen.min_confidence))
 
 
 def run_kinds(chosen: argparse.Namespace) -> None:

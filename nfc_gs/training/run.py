@@ -21,6 +21,7 @@ from nfc_gs.datasets.base import DatasetError
 from nfc_gs.deformations.base import Deformation
 from nfc_gs.deformations.static import Static
 from nfc_gs.evaluation import Evaluation, Lpips, contact_sheet, evaluate, metrics, render_split, write_metrics
+from nfc_gs.evaluation.confidence import Evidence, evidence, trusted, write_confidence
 from nfc_gs.evaluation.pictures import write_png
 from nfc_gs.evaluation.shots import Film, shoot
 from nfc_gs.exporters.base import Exporter
@@ -253,13 +254,21 @@ def draw(run: Run, split: str, mode: str, folder: Path) -> list[Path]:
     """Writes one PNG for each view of the split "train" or "test"."""
     scene = _scene(run)
     views = scene.train if split == "train" else scene.test
+    if mode == "confidence":
+        return write_confidence(run.model, _evidence(run).confidence, views, folder)
     with _photographs(run, views) as photographs:
         return render_split(run.model, views, photographs.get, mode, folder)
 
 
-def export(run: Run, exporter: Exporter, path: Path) -> str:
-    """Writes a run as another program's file; returns one line for the user."""
-    return exporter.write(run.model, path, lambda: [view.camera for view in _scene(run).train])
+def export(run: Run, exporter: Exporter, path: Path, min_weight: float = 0.0, min_confidence: float = 0.0) -> str:
+    """Writes a run as another program's file, without Gaussians of less weight (in pixels) or confidence than is asked for;
+    returns a line or two for the user.
+    """
+    model, lines = run.model, []
+    if min_weight or min_confidence:
+        model, line = trusted(model, _evidence(run), min_weight, min_confidence)
+        lines.append(line)
+    return "\n".join([*lines, exporter.write(model, path, lambda: [view.camera for view in _scene(run).train])])
 
 
 def film(run: Run, wish: Film, mode: str, output: Path) -> str:
@@ -282,6 +291,13 @@ def _scene(run: Run) -> Scene:
         return _load(run.experiment)
     except DatasetError as error:
         raise DatasetError(f"{error} (the run's photographs are those named in {run.folder / CONFIG})") from None
+
+
+def _evidence(run: Run) -> Evidence:
+    """What the photographs say that the run was trained on, spoilt as they were."""
+    views = run.experiment.degradation(_scene(run), run.experiment.seed).train
+    with _photographs(run, views) as photographs:
+        return evidence(run.model, [view.camera for view in views], photographs.get)
 
 
 def _photographs(run: Run, views: tuple[View, ...]) -> AbstractContextManager[PhotographStore]:

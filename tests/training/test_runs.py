@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -257,11 +258,23 @@ def test_eval_render_and_export_need_only_the_run_folder(trained, tmp_path, monk
     after = json.loads((trained / "metrics.json").read_text())
     # The checkpoint holds the float32 parameters exactly, so the same picture comes out.
     assert after["psnr"] == before["psnr"]
-    for mode in ("rgb", "depth", "alpha", "error"):
+    for mode in ("rgb", "depth", "alpha", "error", "confidence"):
         assert nfc_gs("render", trained, "--split", "test", "--mode", mode, "--output", tmp_path / mode) == 0
         assert len(list((tmp_path / mode).glob("*.png"))) == 2
     assert nfc_gs("export", trained, "--kind", "ply", "--output", tmp_path / "a.ply") == 0
     assert (tmp_path / "a.ply").read_bytes() == (trained / "exports/toy.ply").read_bytes()
+
+
+def test_gaussians_that_hardly_show_are_left_out_of_an_export(trained, tmp_path, capsys):
+    whole, fewer = tmp_path / "whole.ply", tmp_path / "fewer.ply"
+    assert nfc_gs("export", trained, "--output", whole) == 0
+    assert nfc_gs("export", trained, "--min-weight", "1", "--min-confidence", "0.1", "--output", fewer) == 0
+    said = capsys.readouterr().out
+    assert "left out" in said and "of weight below 1" in said
+    counts = [int(re.search(rb"element vertex (\d+)", path.read_bytes())[1]) for path in (whole, fewer)]
+    assert 0 < counts[1] < counts[0]
+    assert nfc_gs("export", trained, "--min-weight", "1e9", "--output", tmp_path / "none.ply") == 2
+    assert "no Gaussian of" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(trained, tmp_path, monkeypatch, capsys):

@@ -12,12 +12,15 @@ from torch.utils.tensorboard import SummaryWriter
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.config import NonNegativeInt, PositiveInt, spec
 from nfc_gs.deformations.static import Rest
+from nfc_gs.evaluation.confidence import evidence
 from nfc_gs.evaluation.motion import draw_speeds, mean_displacement, speeds, top_speed
 from nfc_gs.evaluation.pictures import to_bytes
 from nfc_gs.training.callbacks.base import Callback, End, Listener, Report, Session
 
 # A bit is called confident in the histograms by how far its probability is from one half: 2 |p - 1/2|, in [0, 1].
 HISTOGRAM_SAMPLE = 20_000
+# Confidence in the histograms is by so many training views.
+EVIDENCE_VIEWS = 8
 # A moving scene is shown at these times, always from the first held-out view, beside the heat map of its speeds.
 SLICES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -103,9 +106,24 @@ class Writer(Listener):
         if accuracies:
             for bit, accuracy in enumerate(torch.stack(accuracies).mean(0)):
                 self.writer.add_scalar(f"bit_accuracy/{bit}", float(accuracy), step)
+        if self.histograms:
+            self._confidence(step)
         if not isinstance(self.session.model().field, Rest):
             self._motion(step)
         self.writer.flush()
+
+    @torch.no_grad()
+    def _confidence(self, step: int) -> None:
+        """What some training views, evenly chosen, say about the Gaussians."""
+        views = self.session.scene.train
+        chosen = np.linspace(0, len(views) - 1, min(EVIDENCE_VIEWS, len(views))).round().astype(int)
+        cameras = [views[i].camera for i in chosen]
+        found = evidence(self.session.model(), cameras, lambda i: views[chosen[i]].read())
+        seen = found.weights > 0
+        self.writer.add_scalar("confidence/seen", float(seen.float().mean()), step)
+        if seen.any():
+            self.writer.add_histogram("confidence/confidence", found.confidence[seen], step)
+            self.writer.add_histogram("confidence/log10_weights", found.weights[seen].log10(), step)
 
     @torch.no_grad()
     def _motion(self, step: int) -> None:
