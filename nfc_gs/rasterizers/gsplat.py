@@ -58,7 +58,11 @@ def compile_kernels() -> Path:
             from gsplat.cuda import _backend
     # Whatever goes wrong while foreign code is compiled: torch raises a RuntimeError that quotes the compiler.
     except Exception as error:
-        said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # gsplat takes every OSError, even that there is no toolkit, for a sign that all is compiled, and then finds nothing.
+        hidden = (
+            error.__context__ if isinstance(error, ImportError) and isinstance(error.__context__, OSError) else error
+        )
+        said = [line.strip() for line in str(hidden).splitlines() if line.strip()] or [type(hidden).__name__]
         line = next((line for line in said if "error" in line.lower() and "building extension" not in line), said[0])
         raise NoGpuError(f"rasterizer gsplat: its kernels cannot be compiled: {line}") from error
     if _backend._C is None:

@@ -72,6 +72,10 @@ def test_the_number_of_jobs_is_set_for_the_compilation_only(gsplat, tmp_path, mo
             ": bad",
         ),
         ("import no_such_module", "No module named 'no_such_module'"),
+        (
+            "try: raise OSError('CUDA_HOME is not set')\nexcept OSError: raise ImportError('x.so: no such file')",
+            "CUDA_HOME is",
+        ),
     ],
 )
 def test_a_compilation_that_fails_is_told_in_one_line(gsplat, backend, said):
