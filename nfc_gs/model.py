@@ -15,6 +15,7 @@ from nfc_gs.core.rendering import Rendering
 from nfc_gs.core.scene import Photograph, Similarity
 from nfc_gs.deformations.base import DeformationField
 from nfc_gs.kernels import pictures, rows
+from nfc_gs.kernels.threads import thread_count
 from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss
 from nfc_gs.rasterizers.base import Rasterizer
 
@@ -164,7 +165,7 @@ def _numbers(
     rows.split(
         pictures.photograph,
         height,
-        torch.get_num_threads(),
+        thread_count(),
         codes.contiguous().view(height, 3 * width).numpy(),
         clear.contiguous().numpy(),
         background.contiguous().numpy(),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nfc_gs.core.scene import Photograph
+from nfc_gs.kernels.threads import thread_count
 from nfc_gs.model import target_of
 from nfc_gs.training.run import use_threads
 
@@ -13,7 +14,7 @@ EXACT = {"rtol": 0, "atol": 0}  # one rounding of each operation, whoever does i
 
 @pytest.fixture(autouse=True)
 def _threads_as_before():
-    before = torch.get_num_threads()
+    before = thread_count()
     yield
     use_threads(before)
 

@@ -15,7 +15,7 @@ from nfc_gs.config import NonNegativeFloat, PositiveFloat, PositiveInt, Share, s
 from nfc_gs.core.gaussians import Gaussians, Population
 from nfc_gs.core.rotations import quats_to_matrices
 from nfc_gs.deformations.base import Deformation, DeformationField, Moved
-from nfc_gs.kernels.threads import part, share
+from nfc_gs.kernels.threads import part, share, thread_count
 
 # Bones stand on Gaussians at least this opaque.
 OPAQUE = 0.2
@@ -342,7 +342,7 @@ class _Skin(torch.autograd.Function):
     def forward(ctx, logits, bones, means, quats, keep):
         count, num_bones = logits.shape
         blocks, tall = skinning.padded(count) // skinning.LANES, skinning.padded(num_bones)
-        threads = torch.get_num_threads()
+        threads = thread_count()
         padded = np.zeros((tall, skinning.NUMBERS), np.float32)
         padded[:num_bones] = _array(bones)
         means, quats = _array(means), _array(quats)
@@ -361,7 +361,7 @@ class _Skin(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, by_moved, by_turned):
         padded, means, quats, weights, blends = ctx.saved
-        threads = torch.get_num_threads()
+        threads = thread_count()
         by_logits = np.empty((len(means), ctx.num_bones), np.float32)
         by_means, by_quats = np.empty_like(means), np.empty_like(quats)
         # One sum for each thread, added up in the order of the threads.

@@ -17,7 +17,7 @@ from nfc_gs.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, Posit
 from nfc_gs.core.gaussians import Gaussians, Population
 from nfc_gs.deformations.base import Deformation
 from nfc_gs.kernels.simd import LANES
-from nfc_gs.kernels.threads import part, share
+from nfc_gs.kernels.threads import part, share, thread_count
 
 # Knots in time, at least: a plane needs two to be interpolated, three to have a second difference.
 KNOTS_MIN = 3
@@ -166,7 +166,7 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx, positions, space, lines):
         arrays = (positions.detach().contiguous().numpy(), _whole(space), _whole(lines))
-        count, threads = len(positions), torch.get_num_threads()
+        count, threads = len(positions), thread_count()
         features = np.empty((count, arrays[1].shape[3]), np.float32)
         share(lambda number: kernels.forward(*part(count, number, threads), *arrays, features), threads)
         ctx.arrays, ctx.channels = arrays, space.shape[3]
@@ -177,7 +177,7 @@ class _Read(torch.autograd.Function):
     def backward(ctx, by_features):
         positions, space, lines = ctx.arrays
         incoming = _whole(by_features)
-        count, threads = len(positions), min(torch.get_num_threads(), THREADS_MAX)
+        count, threads = len(positions), min(thread_count(), THREADS_MAX)
         by_positions = np.empty_like(positions)
         # One sum for each thread, added up in the order of the threads.
         by_space = np.zeros((threads, *space.shape), np.float32)

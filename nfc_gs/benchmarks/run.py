@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -13,10 +12,12 @@ from nfc_gs.benchmarks import report
 from nfc_gs.benchmarks.cells import Cell, measure
 from nfc_gs.benchmarks.loads import Load, read, shells
 from nfc_gs.config import UserError
+from nfc_gs.kernels.threads import thread_count
 from nfc_gs.rasterizers.auto import choose
 from nfc_gs.rasterizers.base import Rasterizer
 from nfc_gs.rasterizers.cpu import Cpu
 from nfc_gs.rasterizers.gsplat import Gsplat
+from nfc_gs.training.run import use_threads
 
 DEFAULT_SPLATS = (5_000, 50_000, 200_000)
 DEFAULT_SIZES = ((100, 100), (200, 200), (400, 400), (800, 800))
@@ -52,7 +53,7 @@ def run(plan: Plan, json: Path | None) -> None:
     """
     if json is not None and not json.parent.is_dir():
         raise BenchmarkError(f"{json}: there is no folder {json.parent}")
-    before = torch.get_num_threads()
+    before = thread_count()
     rasterizer = _rasterizer(plan.rasterizer)
     scene = None if plan.scene is None else read(plan.scene, plan.seed)
     loads = _loads(plan, scene)
@@ -68,7 +69,7 @@ def run(plan: Plan, json: Path | None) -> None:
                 progress.update(task, description=f"{len(load):,} splats, {size}, {count} thread(s)")
                 cells.append(measure(load, plan.method, rasterizer, count, plan.channels, plan.repeats, plan.seed))
                 progress.advance(task)
-    torch.set_num_threads(before)
+    use_threads(before)
     settings = _settings(plan, loads[0].name, rasterizer)
     report.show(cells, _title(settings))
     if json is not None:

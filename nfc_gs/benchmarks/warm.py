@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 from nfc_gs.benchmarks.loads import METHODS, STEPS, make_trainer, shells
 from nfc_gs.kernels import CacheUse, cache_use
+from nfc_gs.kernels.threads import share
 from nfc_gs.rasterizers.cpu import Cpu
 
 
 def warm(deformations: Sequence[str]) -> CacheUse:
     """Takes a step in the middle of a tiny training for each method, and for each of these kinds of deformation."""
+    share(lambda number: number, 2)  # the kernels by which threads wait for each other
     load = shells(64, 0).seen(20, 20)
     settings = [{"deformation": {"kind": kind}} for kind in deformations]
     for method, over in [*((method, {}) for method in METHODS), *(("regression", over) for over in settings)]:

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from nfc_gs.kernels import harmonics as kernels
 from nfc_gs.kernels import rows
+from nfc_gs.kernels.threads import thread_count
 
 
 def evaluate(
@@ -83,7 +84,7 @@ class _Harmonics(torch.autograd.Function):
         harmonics, means, position = (t.detach().contiguous() for t in (harmonics, means, position))
         colours = torch.empty_like(base, memory_format=torch.contiguous_format)
         inputs = [t.numpy() for t in (base.detach().contiguous(), harmonics, means, position)]
-        rows.split(kernels.forward, len(base), torch.get_num_threads(), *inputs, degree, colours.numpy())
+        rows.split(kernels.forward, len(base), thread_count(), *inputs, degree, colours.numpy())
         ctx.save_for_backward(harmonics, means, position, colours)
         ctx.degree = degree
         return colours
@@ -95,5 +96,5 @@ class _Harmonics(torch.autograd.Function):
         gradients = torch.empty_like(colours), torch.empty_like(harmonics), torch.empty_like(means)
         inputs = [harmonics.numpy(), means.numpy(), position.numpy(), ctx.degree, colours.numpy()]
         outputs = [gradient.contiguous().numpy(), *(g.numpy() for g in gradients)]
-        rows.split(kernels.backward, len(means), torch.get_num_threads(), *inputs, *outputs)
+        rows.split(kernels.backward, len(means), thread_count(), *inputs, *outputs)
         return *gradients, None, None

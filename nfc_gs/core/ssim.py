@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from nfc_gs.kernels import rows
 from nfc_gs.kernels import ssim as kernels
+from nfc_gs.kernels.threads import thread_count
 
 
 def mean_ssim(
@@ -61,7 +62,7 @@ class _MeanSSIM(torch.autograd.Function):
         rows.split(
             kernels.rows_of_ssim,
             height,
-            torch.get_num_threads(),
+            thread_count(),
             *pictures,
             weights,
             np.float32(1 / (3 * pixels)),

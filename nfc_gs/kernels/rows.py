@@ -1,10 +1,8 @@
-"""Shares the rows of an array among threads; the kernels release Python's lock, so threads are enough."""
+"""Shares the rows of an array among threads."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
-# Threads are started when first needed and then kept: starting one costs as much as a thousand rows.
-_POOL = ThreadPoolExecutor(thread_name_prefix="nfc-gs-rows")
+from nfc_gs.kernels.threads import part, share
 
 
 def split(kernel: Callable[..., None], rows: int, threads: int, *arguments: object) -> None:
@@ -13,8 +11,4 @@ def split(kernel: Callable[..., None], rows: int, threads: int, *arguments: obje
     A kernel must write only what belongs to its own rows; then the result is the same for every number of threads.
     """
     threads = max(1, min(threads, rows))
-    bounds = [rows * i // threads for i in range(threads + 1)]
-    others = [_POOL.submit(kernel, bounds[i], bounds[i + 1], *arguments) for i in range(1, threads)]
-    kernel(bounds[0], bounds[1], *arguments)
-    for other in others:
-        other.result()
+    share(lambda number: kernel(*part(rows, number, threads), *arguments), threads)

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.kernels import entropy, pictures, rows
+from nfc_gs.kernels.threads import thread_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ class _MeanDistance(torch.autograd.Function):
         ctx.squared = squared
         ctx.numbers = 3 * (height * width if mask is None else max(int(mask.sum()), 1))
         sums = np.empty(height)
-        rows.split(pictures.distances, height, torch.get_num_threads(), *_rows_of(x, y, weights), squared, sums)
+        rows.split(pictures.distances, height, thread_count(), *_rows_of(x, y, weights), squared, sums)
         return x.new_tensor(sums.sum() / ctx.numbers)
 
     @staticmethod
@@ -133,7 +134,7 @@ class _MeanDistance(torch.autograd.Function):
         x, y, weights = ctx.saved_tensors
         by_x = torch.empty_like(x)
         arguments = *_rows_of(x, y, weights), ctx.squared, np.float32(gradient.item() / ctx.numbers), *_rows_of(by_x)
-        rows.split(pictures.slopes, len(x), torch.get_num_threads(), *arguments)
+        rows.split(pictures.slopes, len(x), thread_count(), *arguments)
         return by_x, None, None, None
 
 
@@ -176,7 +177,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         slope, sums = torch.empty_like(chances), np.empty(height)
         pixels = height * width if mask is None else max(int(mask.sum()), 1)
         ctx.numbers = pixels * probabilities.shape[2:].numel()
-        arrays, threads = _rows_of(chances, known, weights, slope), torch.get_num_threads()
+        arrays, threads = _rows_of(chances, known, weights, slope), thread_count()
         rows.split(entropy.sums_of_cross_entropy, height, threads, *arrays[:3], np.float32(eps), sums, arrays[3])
         ctx.save_for_backward(slope)
         return probabilities.new_tensor(sums.sum() / ctx.numbers)
@@ -200,7 +201,7 @@ class _CrossEntropy(torch.autograd.Function):
             rows.split(
                 entropy.cross_entropy,
                 chances.numel(),
-                torch.get_num_threads(),
+                thread_count(),
                 *arrays[:2],
                 np.float32(eps),
                 *arrays[2:],

@@ -16,7 +16,7 @@ from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Splats
 from nfc_gs.core.rendering import ALPHA_MAX, ALPHA_MIN, SCREEN_BLUR, TRANSMITTANCE_MIN, Rendering
 from nfc_gs.kernels import compositing, projection, tiles
-from nfc_gs.kernels.threads import part, share
+from nfc_gs.kernels.threads import part, share, thread_count
 from nfc_gs.rasterizers.base import Rasterizer
 
 _LIMITS = compositing.Limits(np.float32(math.log2(ALPHA_MIN)), np.float32(ALPHA_MAX), np.float32(TRANSMITTANCE_MIN))
@@ -47,7 +47,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, camera):
-        count, threads = len(means), torch.get_num_threads()
+        count, threads = len(means), thread_count()
         inputs = tuple(map(_array, (means, quats, scales)))
         means2d, covariances, roots = (np.empty((count, size), np.float32) for size in (2, 3, 3))
         depths, radii = np.empty(count, np.float32), np.empty((count, 2), np.int32)
@@ -63,7 +63,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_means2d, grad_covariances, grad_roots, grad_depths, grad_radii):
-        count, threads = len(ctx.radii), torch.get_num_threads()
+        count, threads = len(ctx.radii), thread_count()
         incoming = tuple(map(_array, (grad_means2d, grad_covariances, grad_depths)))
         outgoing = tuple(np.empty((count, size), np.float32) for size in (3, 4, 3))
         share(
@@ -169,7 +169,7 @@ class _Drawing:
 
     def forward(self, values: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The picture [H W C] and its alpha [H W]."""
-        threads = torch.get_num_threads()
+        threads = thread_count()
         shape = (self.lists.height, self.lists.width)
         channels, alpha = np.empty((*shape, values.shape[1]), np.float32), np.empty(shape, np.float32)
         share(
@@ -192,7 +192,7 @@ class _Drawing:
         weigh: bool,
     ) -> _Sums:
         """Gradients of positions, covariances, opacities and values, and what else is asked for."""
-        threads = torch.get_num_threads()
+        threads = thread_count()
         count, channels = values.shape
         shapes = ((count, 2), (count, 3), (count,), (count, channels), (count * absgrad, 2), (count * weigh,))
         sums = _Sums(*(np.empty(shape, np.float32) for shape in shapes))
@@ -235,7 +235,7 @@ class _Composite(torch.autograd.Function):
 
 @spec
 class Cpu(Rasterizer):
-    """Float32 on `torch.get_num_threads()` threads; the same picture and gradients for the same number of threads."""
+    """Float32 on `thread_count()` threads; the same picture and gradients for the same number of threads."""
 
     @property
     def device(self) -> str:
@@ -258,7 +258,7 @@ class Cpu(Rasterizer):
         )
         if means2d.requires_grad:
             means2d.retain_grad()
-        threads = torch.get_num_threads()
+        threads = thread_count()
         lists = _lists(means2d, covariances, roots, splats.opacities, depths, radii, camera, threads)
         pixels = (len(lists.starts) - 1) * tiles.TILE**2
         drawing = _Drawing(lists, radii.numpy(), np.empty(pixels, np.float32), np.empty(pixels, np.float32))

@@ -9,6 +9,7 @@ from nfc_gs.core.gaussians import Edit, Gaussians
 from nfc_gs.deformations.base import DeformationField
 from nfc_gs.kernels import adam as kernels
 from nfc_gs.kernels import rows
+from nfc_gs.kernels.threads import thread_count
 from nfc_gs.training.experiment import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -109,7 +110,7 @@ class GaussianOptimizer:
             for width, arrays, numbers in fields:
                 kernels.step(first, last, drawn, width, *arrays, *numbers)
 
-        rows.split(step_all, len(self.gaussians), torch.get_num_threads())
+        rows.split(step_all, len(self.gaussians), thread_count())
 
     def _prepared(self, parameter: Tensor, rate: float) -> tuple[Tensor, tuple[float, ...]]:
         """A parameter whose state is that of the step now due, and the step's numbers: betas, rate, root, epsilon."""

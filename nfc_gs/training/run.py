@@ -1,7 +1,6 @@
 """A run folder: made from settings, and opened again for evaluation, rendering and export."""
 
 import logging
-import os
 import resource
 import shutil
 import signal
@@ -26,6 +25,7 @@ from nfc_gs.evaluation.pictures import write_png
 from nfc_gs.evaluation.shots import Film, shoot
 from nfc_gs.exporters.base import Exporter
 from nfc_gs.kernels.memory import keep_freed_memory
+from nfc_gs.kernels.threads import available, set_thread_count
 from nfc_gs.model import SplatModel
 from nfc_gs.training import checkpoint
 from nfc_gs.training.experiment import Experiment
@@ -57,15 +57,14 @@ class Run:
 
 
 def use_threads(threads: int, sharing: int = 1) -> None:
-    """One setting governs torch, our kernels (which ask torch) and OpenCV; 0 means all the cores this process may use.
+    """One setting governs torch, our kernels and OpenCV; 0 means all the cores this process may use.
 
     With 0, `sharing` processes on one machine divide its cores among them.
     Freed memory is kept from here on, too (see `keep_freed_memory`).
     """
-    # Only Linux says which cores a process may use.
-    available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    count = threads or max((available or 1) // sharing, 1)
+    count = threads or max(available() // sharing, 1)
     keep_freed_memory()
+    set_thread_count(count)
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
 

@@ -7,6 +7,7 @@ from scipy.special import sph_harm_y
 from torch import Tensor
 
 from nfc_gs.core.harmonics import basis, evaluate, evaluate_plain
+from nfc_gs.kernels.threads import set_thread_count, thread_count
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64, polynomials of degree 3
 SINGLE = {"rtol": 1e-5, "atol": 2e-6}  # float32 sums of 16 terms of order one
@@ -93,14 +94,14 @@ def test_without_harmonics_the_colour_is_the_base() -> None:
 
 def test_the_number_of_threads_changes_nothing() -> None:
     inputs = case(3, torch.float32, num=1001)
-    threads = torch.get_num_threads()
+    threads = thread_count()
     try:
         results = []
         for number in (1, 3):
-            torch.set_num_threads(number)
+            set_thread_count(number)
             leaves = [t.clone().requires_grad_() for t in inputs[:3]]
             colours = evaluate(*leaves, inputs[3], 3)
             results.append([colours, *torch.autograd.grad(colours.square().sum(), leaves)])
     finally:
-        torch.set_num_threads(threads)
+        set_thread_count(threads)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from nfc_gs.core.ssim import mean_ssim, ssim_map
+from nfc_gs.kernels.threads import set_thread_count, thread_count
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64; the reference sums 121 terms
 SINGLE = {"rtol": 0, "atol": 2e-6}  # float32 variances lose 1e-7, against C2 = 9e-4
@@ -90,15 +91,15 @@ def test_pictures_need_not_be_contiguous() -> None:
 
 def test_the_number_of_threads_changes_nothing() -> None:
     x, y = pictures(37, 30, torch.float32)
-    threads = torch.get_num_threads()
+    threads = thread_count()
     try:
         results = []
         for number in (1, 2, 5):
-            torch.set_num_threads(number)
+            set_thread_count(number)
             leaf = x.clone().requires_grad_()
             value = mean_ssim(leaf, y)
             results.append((value.detach(), *torch.autograd.grad(value, leaf)))
     finally:
-        torch.set_num_threads(threads)
+        set_thread_count(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nfc_gs.config import ConfigError
 from nfc_gs.core.ssim import mean_ssim
+from nfc_gs.kernels.threads import set_thread_count, thread_count
 from nfc_gs.losses.alpha_bce import AlphaBCE
 from nfc_gs.losses.base import LossTerm, cross_entropy, masked_mean, mean_cross_entropy, mean_distance
 from nfc_gs.losses.dssim import DSSIM
@@ -88,11 +89,11 @@ def test_the_compiled_distance_agrees_with_double_precision(squared: bool, mask:
 
 def test_the_compiled_distance_is_the_same_on_any_number_of_threads() -> None:
     rgb, target = RGB.float(), TARGET.float()
-    before, values = torch.get_num_threads(), set()
+    before, values = thread_count(), set()
     for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+        set_thread_count(threads)
         values.add(mean_distance(rgb, target, MASK, squared=False).item())
-    torch.set_num_threads(before)
+    set_thread_count(before)
     assert len(values) == 1
 
 
@@ -169,11 +170,11 @@ def test_the_compiled_mean_cross_entropy_agrees_with_double_precision(mask: Tens
 
 
 def test_the_compiled_mean_cross_entropy_is_the_same_on_any_number_of_threads() -> None:
-    before, values = torch.get_num_threads(), set()
+    before, values = thread_count(), set()
     for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+        set_thread_count(threads)
         values.add(mean_cross_entropy(RGB.float(), TARGET.float(), MASK, 0.02).item())
-    torch.set_num_threads(before)
+    set_thread_count(before)
     assert len(values) == 1
 
 

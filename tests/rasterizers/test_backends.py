@@ -10,6 +10,7 @@ from torch import Tensor
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Splats
 from nfc_gs.core.rendering import Rendering
+from nfc_gs.kernels.threads import set_thread_count, thread_count
 from nfc_gs.rasterizers.base import Rasterizer
 from nfc_gs.rasterizers.reference import Reference
 from tests.rasterizers import scenes
@@ -34,10 +35,10 @@ def rasterizer(request: pytest.FixtureRequest) -> Rasterizer:
 
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    before = thread_count()
+    set_thread_count(request.param)
     yield request.param
-    torch.set_num_threads(before)
+    set_thread_count(before)
 
 
 @dataclass

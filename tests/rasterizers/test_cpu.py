@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nfc_gs.core.gaussians import Splats
-from nfc_gs.kernels.threads import part, share
+from nfc_gs.kernels.threads import part, set_thread_count, share, thread_count
 from nfc_gs.rasterizers import cpu
 from nfc_gs.rasterizers.cpu import Cpu
 from tests.rasterizers import scenes
@@ -46,28 +46,28 @@ def test_gradients_that_are_not_finite_do_no_harm_but_to_themselves(number):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_same_number_of_threads_gives_the_same_bits(threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    before = thread_count()
+    set_thread_count(threads)
     results = []
     for _ in range(2):
         splats = scenes.splats(500, 3, 2, torch.float32)
         rendering = Cpu()(splats, scenes.camera(90, 70), torch.zeros(3))
         rendering.channels.square().sum().backward()
         results.append([rendering.channels, *(getattr(splats, name).grad for name in scenes.INPUTS)])
-    torch.set_num_threads(before)
+    set_thread_count(before)
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
 
 
 def test_another_number_of_threads_gives_the_same_picture_and_gradients_but_for_the_order_of_sums():
-    before = torch.get_num_threads()
+    before = thread_count()
     results = []
     for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+        set_thread_count(threads)
         splats = scenes.splats(500, 3, 2, torch.float32)
         rendering = Cpu()(splats, scenes.camera(90, 70), torch.zeros(3))
         rendering.channels.square().sum().backward()
         results.append((rendering.channels, [getattr(splats, name).grad for name in scenes.INPUTS]))
-    torch.set_num_threads(before)
+    set_thread_count(before)
     (picture, gradients), *others = results
     for other_picture, other_gradients in others:
         assert torch.equal(picture, other_picture)

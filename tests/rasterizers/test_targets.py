@@ -13,6 +13,7 @@ import torch
 from llvmlite import binding
 from torch import Tensor
 
+from nfc_gs.kernels.threads import set_thread_count
 from nfc_gs.rasterizers.cpu import Cpu
 from tests.conftest import REPOSITORY
 from tests.rasterizers import scenes
@@ -50,7 +51,7 @@ print(*(name for name in ("xmm", "ymm", "zmm") if "%" + name in code))
 
 
 def drawing() -> Drawn:
-    torch.set_num_threads(1)
+    set_thread_count(1)
     return draw(Cpu(), scenes.splats(COUNT, CHANNELS, 9, torch.float32), scenes.camera(WIDTH, HEIGHT), absgrad=True)
 
 

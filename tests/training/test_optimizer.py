@@ -4,6 +4,7 @@ from torch import nn
 
 from nfc_gs.core.gaussians import Edit, Gaussians
 from nfc_gs.deformations.static import Static
+from nfc_gs.kernels.threads import set_thread_count, thread_count
 from nfc_gs.training.experiment import OptimizerSettings
 from nfc_gs.training.optimizer import GaussianOptimizer
 
@@ -57,8 +58,8 @@ def test_a_step_is_adams():
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["compiled", "torch"])
 def test_steps_are_those_of_torchs_adam_in_double_precision(threads, precision):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    before = thread_count()
+    set_thread_count(threads)
     o, plain = optimizer(), dict(population(5).map(lambda value: nn.Parameter(value.double())).items())
     o = GaussianOptimizer(population(5).map(lambda value: value.to(precision)), o.field, o.settings, 2.0, 100)
     assert o.compiled == (precision == torch.float32)
@@ -75,7 +76,7 @@ def test_steps_are_those_of_torchs_adam_in_double_precision(threads, precision):
         adam.step()
         o.step(step)
         assert all(value.grad is None for _, value in o.gaussians.items())
-    torch.set_num_threads(before)
+    set_thread_count(before)
     for name, value in o.gaussians.items():
         torch.testing.assert_close(value.detach().double(), plain[name].detach(), **ROUNDING)
         for key, moment in adam.state[plain[name]].items():
@@ -85,8 +86,8 @@ def test_steps_are_those_of_torchs_adam_in_double_precision(threads, precision):
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["compiled", "torch"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_sparse_step_is_a_full_one_of_the_drawn_rows_and_none_of_the_others(precision, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    before = thread_count()
+    set_thread_count(threads)
     field = Static().init(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]), 1, torch.Generator())
     settings = [OptimizerSettings(sparse=sparse) for sparse in (False, True)]
     start = population(7).map(lambda value: value.to(precision))
@@ -97,7 +98,7 @@ def test_a_sparse_step_is_a_full_one_of_the_drawn_rows_and_none_of_the_others(pr
         for o in (full, sparse):
             sum((value**2).sum() for _, value in o.gaussians.items()).backward()
             o.step(step, radii.int())
-    torch.set_num_threads(before)
+    set_thread_count(before)
     for name, value in sparse.gaussians.items():
         kept, moved = dict(start.items())[name], dict(full.gaussians.items())[name]
         torch.testing.assert_close(value[~drawn].detach(), kept[~drawn], **EXACT)

@@ -21,6 +21,7 @@ from dynamic.deformations.bases import (
     spline_weights,
 )
 from nfc_gs.core.gaussians import Gaussians
+from nfc_gs.kernels.threads import set_thread_count, thread_count
 from tests.dynamic.deformations.scenes import BOUNDS, NUM_TIMES, gaussians, population
 
 # Sums of at most 64 float32 products of numbers near one.
@@ -70,16 +71,16 @@ def test_the_skinning_is_the_same_on_two_threads_but_for_the_order_of_sums() -> 
     inputs = [torch.randn(300, 24, generator=torch.Generator().manual_seed(2)), random_bones(24).float()]
     inputs += [some.means, some.quats]
     found = []
-    before = torch.get_num_threads()
+    before = thread_count()
     try:
         for threads in (1, 2):
-            torch.set_num_threads(threads)
+            set_thread_count(threads)
             leaves = [value.clone().requires_grad_() for value in inputs]
             means, quats = skin(*leaves, 4)
             (means.square().sum() + quats.square().sum()).backward()
             found.append([means.detach(), quats.detach(), *(leaf.grad for leaf in leaves)])
     finally:
-        torch.set_num_threads(before)
+        set_thread_count(before)
     for place, (one, two) in enumerate(zip(*found, strict=True)):
         if place == 3:
             torch.testing.assert_close(one, two, **SUMMED)
