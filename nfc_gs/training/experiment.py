@@ -41,10 +41,11 @@ class InitialSettings:
 class OptimizerSettings:
     """Adam's learning rates, one for each of the Gaussians' fields (3DGS's, Kerbl et al. 2023).
 
-    `means` is multiplied by the scene's extent and falls exponentially to `means_final` of it, the others to `final` of
-    theirs. A deformation's rates are among its own settings. With `sparse`, a Gaussian that is not drawn in a step keeps
-    its parameters and moments (gsplat's SelectiveAdam; Taming 3DGS, Mallick et al. 2024): faster where views see little of
-    the scene, but another training.
+    `means` is multiplied by the scene's extent and falls exponentially to `means_final` of it. The others stay as they are
+    for a share `hold` of the training, and then fall exponentially to `final` of themselves at its end. A deformation's
+    rates are among its own settings. With `sparse`, a Gaussian that is not drawn in a step keeps its parameters and moments
+    (gsplat's SelectiveAdam; Taming 3DGS, Mallick et al. 2024): faster where views see little of the scene, but another
+    training.
     """
 
     means: PositiveFloat = 1.6e-4
@@ -55,6 +56,7 @@ class OptimizerSettings:
     opacity_logits: PositiveFloat = 5e-2
     harmonics: PositiveFloat = 1.25e-4
     final: PositiveFloat = 1.0
+    hold: Share = 0.0
     epsilon: PositiveFloat = 1e-15
     sparse: bool = False
 

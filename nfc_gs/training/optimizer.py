@@ -52,7 +52,8 @@ class GaussianOptimizer:
         """Learning rates for the step that follows `step` finished ones."""
         progress = step / self.steps
         settings, moving = self.settings, self.field.rates(progress)
-        decay = settings.final**progress
+        falling = max(progress - settings.hold, 0.0)
+        decay = settings.final ** (falling / (1 - settings.hold)) if falling > 0 else 1.0
         return {
             "means": settings.means * self.extent * settings.means_final**progress,
             "log_scales": settings.log_scales * decay,

@@ -43,6 +43,17 @@ def test_the_means_rate_falls_exponentially_and_scales_with_the_extent():
     assert o.rates(100)["means"] == pytest.approx(2 * 1.6e-4 * 0.01)
 
 
+@pytest.mark.parametrize(
+    ("hold", "factors"), [(0.0, [1, 0.1**0.5, 0.1**0.8, 0.1]), (0.6, [1, 1, 0.1**0.5, 0.1]), (1.0, [1, 1, 1, 1])]
+)
+def test_the_other_rates_are_held_and_then_fall_exponentially_to_their_end(hold, factors):
+    o = optimizer()
+    o = GaussianOptimizer(population(5), o.field, OptimizerSettings(final=0.1, hold=hold, means_final=1.0), 2.0, 100)
+    for step, factor in zip((0, 50, 80, 100), factors, strict=True):
+        assert o.rates(step)["quats"] == pytest.approx(1e-3 * factor)
+        assert o.rates(step)["means"] == pytest.approx(2 * 1.6e-4)
+
+
 def test_a_step_is_adams():
     o = optimizer()
     p = o.gaussians.quats.detach().double().clone()
