@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 
 MEMBERS = [(family, kind) for family in FAMILIES for kind in kinds(family)]
 # Folders of settings that lie over a scene's, and of studies.
-OVERLAYS = {"methods", "fields", "published", "nfc", "studies"}
+OVERLAYS = {"methods", "schedules", "fields", "published", "nfc", "studies"}
 SCENES = sorted(
     p
     for p in (REPOSITORY / "configs").rglob("*.yaml")

@@ -30,3 +30,8 @@ def download() -> ModuleType:
 @pytest.fixture(scope="session")
 def interpolation() -> ModuleType:
     return _load("interpolation")
+
+
+@pytest.fixture(scope="session")
+def time_to_quality() -> ModuleType:
+    return _load("time_to_quality")
