@@ -22,9 +22,9 @@ from numba.extending import intrinsic
 T = TypeVar("T")
 
 # Seconds that a worker looks out for work before it sleeps: more than a training step's stretches on one thread.
-_LOOK_OUT = 1e-3
+_LOOK_OUT = 2e-3
 # Seconds that the caller waits for workers that are awake to begin, and then for them to be in their kernels.
-_BEGIN, _ENTER = 1e-4, 1.2e-5
+_BEGIN, _ENTER = 1e-4, 4e-5
 # What is in a worker's row, two lines of the cache long: the rounds it was asked for, has begun, and is done with.
 _ASKED, _BEGUN, _DONE, _ROW = 0, 1, 2, 16
 _SETTINGS = {"nogil": True, "cache": True}
@@ -171,14 +171,18 @@ class _Team:
     def _first(self, count: int) -> list[_Worker]:
         if not self._looks_a_second:
             _look_out(self._rows, len(self._rows) - 1, 0, 1)  # compiles
-            began = time.perf_counter()
-            _look_out(self._rows, len(self._rows) - 1, 0, 100_000)
-            self._looks_a_second = 1e5 / (time.perf_counter() - began)
+            self._looks_a_second = max(self._speed() for _ in range(5))
         while len(self._workers) < count:
             worker = _Worker(self._rows, len(self._workers), int(_LOOK_OUT * self._looks_a_second))
             self._workers.append(worker)
             worker.start()
         return self._workers[:count]
+
+    def _speed(self) -> float:
+        """Looks a second, if nothing else takes this core in the meantime."""
+        began = time.perf_counter()
+        _look_out(self._rows, len(self._rows) - 1, 0, 50_000)
+        return 5e4 / (time.perf_counter() - began)
 
     def _share(self, work: Callable[[int], T], workers: list[_Worker]) -> list[T]:
         self._round += 1

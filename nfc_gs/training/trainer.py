@@ -46,6 +46,17 @@ class Look:
     terms: dict[str, Tensor]
 
 
+@contextmanager
+def _torch_on_one_thread() -> Iterator[None]:
+    """Our kernels share what is large; torch's own small operations lose more by waking threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Trainer:
     """Trains `model` on `scene`; everything that changes is here, and `checkpoint` saves and restores all of it.
 
@@ -83,6 +94,7 @@ class Trainer:
         self._order: list[int] = []
         self._epochs = 0
 
+    @_torch_on_one_thread()
     def step(self) -> Report:
         """A view, or a batch of them, one gradient, one step of Adam, and the change of population that is due."""
         experiment, model, views = self.experiment, self.model, len(self.scene.train)

@@ -6,9 +6,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
+from nfc_gs.benchmarks.loads import make_trainer, shells
 from nfc_gs.kernels import rows
-from nfc_gs.kernels.threads import share
+from nfc_gs.kernels.threads import share, thread_count
+from nfc_gs.rasterizers.cpu import Cpu
+from nfc_gs.training.run import use_threads
 
 
 def test_what_a_worker_raises_is_raised_for_the_caller_after_all_have_ended_and_the_next_round_is_sound() -> None:
@@ -93,3 +97,23 @@ def test_every_row_is_worked_on_once(count: int, threads: int) -> None:
 
     rows.split(kernel, count, threads, 3)
     assert (seen == 3).all()
+
+
+def test_torch_runs_on_one_thread_within_a_step_and_on_as_many_as_before_after_it(monkeypatch) -> None:
+    trainer = make_trainer(shells(64, 0).seen(20, 20), "regression", Cpu(), 0)
+    within, optimize = [], trainer.optimizer.step
+
+    def watched(*arguments: object) -> None:
+        within.append((torch.get_num_threads(), thread_count()))
+        optimize(*arguments)
+
+    monkeypatch.setattr(trainer.optimizer, "step", watched)
+    before = thread_count()
+    try:
+        use_threads(2)
+        trainer.step()
+        assert (within, torch.get_num_threads()) == ([(1, 2)], 2)
+    finally:
+        use_threads(before)
+        trainer.photographs.close()
+        trainer.held_out.close()
