@@ -12,6 +12,7 @@ from nfc_gs.core import harmonics
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Gaussians, Population, Splats
 from nfc_gs.core.rendering import Rendering
+from nfc_gs.core.rounding import UNROUNDED, Rounding, rounded
 from nfc_gs.core.scene import Photograph, Similarity
 from nfc_gs.deformations.base import DeformationField
 from nfc_gs.kernels import pictures, rows
@@ -48,7 +49,8 @@ class SplatModel:
     """Everything that is needed to draw the scene; training, evaluation and export all look through `render`.
 
     `degree` is the spherical harmonics' degree in use, at most what `gaussians.harmonics` holds; `background` the colour
-    behind everything, in [0, 1]; `to_world` leads back to the input data's coordinates; `extent` is the scene's radius.
+    behind everything, in [0, 1]; `to_world` leads back to the input data's coordinates; `extent` is the scene's radius;
+    `rounding` what is rounded to few bits now.
     """
 
     gaussians: Gaussians
@@ -60,6 +62,7 @@ class SplatModel:
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     to_world: Similarity = field(default_factory=Similarity)
     extent: float = 1.0
+    rounding: Rounding = UNROUNDED
 
     def at(self, time: float) -> tuple[Gaussians, Float[Tensor, "N 3"]]:
         """The Gaussians at a time in [0, 1], and their decoded colours there without the view-dependent part.
@@ -67,12 +70,20 @@ class SplatModel:
         Colours are in [0, 1] for bit codes of still scenes, unbounded otherwise.
         """
         moved = self.field(self.gaussians, time)
-        base = self.code.values(moved.gaussians.colour_logits, unit=False)
+        base = self.base_colours(moved.gaussians)
         return moved.gaussians, base if moved.colour_residual is None else base + moved.colour_residual
+
+    def base_colours(self, gaussians: Gaussians) -> Float[Tensor, "N 3"]:
+        """Decoded colours without the view-dependent part, rounded if that is due."""
+        return rounded(self.code.values(gaussians.colour_logits, unit=False), self.rounding.colour_bits)
+
+    def opacities_of(self, gaussians: Gaussians) -> Float[Tensor, " N"]:
+        """Decoded opacities in [0, 1], rounded if that is due."""
+        return rounded(self.opacity_code.values(gaussians.opacity_logits, unit=True), self.rounding.opacity_bits)
 
     def opacities(self) -> Float[Tensor, " N"]:
         """Decoded opacities, in [0, 1]."""
-        return self.opacity_code.values(self.gaussians.opacity_logits, unit=True)
+        return self.opacities_of(self.gaussians)
 
     def population(self) -> Population:
         """What a strategy looks at, detached."""
@@ -115,7 +126,7 @@ class SplatModel:
             means=moved.means,
             scales=moved.log_scales.exp(),
             quats=moved.quats,
-            opacities=self.opacity_code.values(moved.opacity_logits, unit=True),
+            opacities=self.opacities_of(moved),
             values=torch.cat([colours, *extra.values()], 1) if extra else colours,
         )
         rendering = self.rasterizer(

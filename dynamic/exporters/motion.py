@@ -234,7 +234,7 @@ def measure(model: SplatModel, place: Place, cameras: Sequence[Camera]) -> Error
         camera = min(cameras, key=lambda camera: abs(camera.time - time)).to("cpu")
         with torch.no_grad():
             moved = model.at(time)[0]
-            opaque = (model.opacity_code.values(moved.opacity_logits, unit=True) > OPAQUE).cpu()
+            opaque = (model.opacities_of(moved) > OPAQUE).cpu()
         true, depth = camera.project(moved.means.detach().cpu().double())
         found, _ = camera.project(model.to_world.inverse(torch.from_numpy(place(time))))
         inside = (true >= 0).all(1) & (true <= true.new_tensor([camera.width, camera.height])).all(1)
@@ -256,7 +256,7 @@ def _states(model: SplatModel, times: Float[np.ndarray, " T"]) -> Iterator[Float
     before: np.ndarray | None = None
     for time in times:
         moved, colours = model.at(float(time))
-        opacities = model.opacity_code.values(moved.opacity_logits, unit=True).double()
+        opacities = model.opacities_of(moved).double()
         quats = torch.nn.functional.normalize(moved.quats.double(), dim=1).cpu().numpy()
         if before is not None:
             # q and -q are the same rotation, but not half way between them.

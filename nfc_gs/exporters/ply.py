@@ -99,10 +99,10 @@ class Ply(Exporter):
 def _columns(model: SplatModel, degree: int, time: float | None, bits: bool, widen: float) -> dict[str, np.ndarray]:
     """The file's columns by name, in the order of the file, finite or not."""
     with torch.no_grad():
-        canonical = model.gaussians, model.code.values(model.gaussians.colour_logits, unit=False)
+        canonical = model.gaussians, model.base_colours(model.gaussians)
         moved, base = canonical if time is None else model.at(time)
         gaussians, colours = moved.map(lambda tensor: tensor.detach().cpu()), base.cpu().double()
-        opacities = model.opacity_code.values(gaussians.opacity_logits, unit=True).double()
+        opacities = model.opacities_of(gaussians).double()
     # All coefficients of red, then those of green, then of blue.
     harmonics = gaussians.harmonics[:, : (degree + 1) ** 2 - 1].transpose(1, 2).flatten(1)
     lengths = gaussians.quats.double().norm(dim=1, keepdim=True)

@@ -160,6 +160,7 @@ def load_model(experiment: Experiment, path: Path) -> tuple[SplatModel, dict[str
         background=tuple(record["background"]),
         to_world=Similarity(scale=record["to_world"]["scale"], translation=tuple(record["to_world"]["translation"])),
         extent=record["extent"],
+        rounding=experiment.rounding.at(record["step"] / experiment.steps),
     )
     return model, record
 

@@ -18,6 +18,7 @@ from nfc_gs.config import (
     kinds_in,
     spec,
 )
+from nfc_gs.core.rounding import Rounding
 from nfc_gs.datasets.base import Dataset
 from nfc_gs.deformations.base import Deformation
 from nfc_gs.deformations.static import Static
@@ -114,6 +115,7 @@ class Experiment:
     degradation: Degradation = Degradation()
     code: Annotated[TargetCode, kind_in("nfc_gs.codes")] = Identity()
     opacity_code: Annotated[TargetCode, kind_in("nfc_gs.codes")] = Identity()
+    rounding: Rounding = Rounding()
     rasterizer: Annotated[Rasterizer, kind_in("nfc_gs.rasterizers")]
     deformation: Annotated[Deformation, kind_in("nfc_gs.deformations")] = Static()
     strategy: Annotated[Strategy, kind_in("nfc_gs.strategies")]

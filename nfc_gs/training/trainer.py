@@ -104,6 +104,7 @@ class Trainer:
         progress = self.done / experiment.steps
         model.field.advance(model.population(), progress)
         model.degree = min(experiment.schedule.sh_degree, self.done // experiment.schedule.sh_every)
+        model.rounding = experiment.rounding.at(progress)
         losses = {kind: loss for kind, loss in experiment.losses.items() if loss.active(progress)}
         rates = self.optimizer.rates(self.done)
 
@@ -122,6 +123,7 @@ class Trainer:
             self._change_population(step, rates["means"])
 
         self.done, self.changing = step, False
+        model.rounding = experiment.rounding.at(step / experiment.steps)
         self.seconds += time.perf_counter() - began
         return Report(
             step=step,

@@ -382,3 +382,18 @@ def test_a_wrong_command_line_gets_one_line_too(arguments, capsys):
     printed = capsys.readouterr().err
     assert printed.startswith("nfc-gs: ")
     assert len(printed.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("start", ["0.5", "1.0"])
+def test_a_run_of_few_bits_is_evaluated_and_read_back_rounded(tmp_path, start):
+    from nfc_gs.training import run
+
+    toy = REPOSITORY / "configs/toy.yaml"
+    settings = ["steps=4", "rounding.colour_bits=4", "rounding.opacity_bits=4", f"rounding.start={start}"]
+    assert nfc_gs("train", toy, f"output={tmp_path}", "name=few", *settings) == 0
+    model = run.open_run(tmp_path / "few").model
+    for values in (model.base_colours(model.gaussians), model.opacities()):
+        torch.testing.assert_close(values * 15, (values * 15).round(), rtol=0, atol=1e-5)  # float32
+    before = json.loads((tmp_path / "few/metrics.json").read_text())["psnr"]
+    assert nfc_gs("eval", tmp_path / "few") == 0
+    assert json.loads((tmp_path / "few/metrics.json").read_text())["psnr"] == before
