@@ -158,12 +158,17 @@ class _Team:
         self._workers: list[_Worker] = []
         self._round = 0
         self._looks_a_second = 0.0
+        self._under_way = False
 
     def share(self, work: Callable[[int], T], threads: int) -> list[T]:
         # A second caller at the same time, or one from within a piece of work, would find the cores taken anyway.
         if threads == 1 or threads > len(self._rows) or not self._lock.acquire(blocking=False):
             return [work(number) for number in range(threads)]
         try:
+            if self._under_way:
+                # Ctrl-C broke off the last round before all had ended: what its workers still do and say is not ours.
+                self._rows, self._workers = np.zeros_like(self._rows), []
+            self._under_way = True
             return self._share(work, self._first(threads - 1))
         finally:
             self._lock.release()
@@ -202,6 +207,7 @@ class _Team:
             # Whatever happened here, the others may still be writing.
             for worker in workers:
                 worker.finished.get()
+            self._under_way = False
         for worker in workers:
             if worker.error is not None:
                 raise worker.error
@@ -224,7 +230,7 @@ if os.name == "posix":
 def share(work: Callable[[int], T], threads: int) -> list[T]:
     """`[work(0), ..., work(threads - 1)]`, at the same time; the caller's own thread does the first.
 
-    What a piece raises is raised here, after all have ended.
+    What a piece raises is raised here, after all have ended; but Ctrl-C may come before the others have.
     """
     return _team.share(work, threads)
 

@@ -1,6 +1,7 @@
 """Work shared among threads."""
 
 import multiprocessing
+import signal
 import threading
 import time
 
@@ -42,6 +43,32 @@ def test_what_the_caller_raises_is_raised_after_the_workers_have_ended() -> None
     with pytest.raises(ValueError, match="nought"):
         share(work, 2)
     assert ended == [1]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signal in place of Ctrl-C")
+def test_after_ctrl_c_in_the_middle_of_a_round_the_next_round_is_sound() -> None:
+    def interrupt(number, frame):  # type: ignore[no-untyped-def]
+        raise KeyboardInterrupt
+
+    def late(number: int) -> str:
+        if number > 0:
+            time.sleep(0.2)
+        return "late"
+
+    share(lambda number: number, 3)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            share(late, 3)
+        # Lost workers would be waited for without end.
+        signal.setitimer(signal.ITIMER_REAL, 10.0)
+        for number in range(3):
+            assert share(lambda thread, number=number: (number, thread), 3) == [(number, thread) for thread in range(3)]
+            time.sleep(0.15)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_pieces_are_worked_on_at_the_same_time() -> None:
