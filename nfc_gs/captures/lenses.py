@@ -1,6 +1,7 @@
 """Lenses: how a photograph is bent, and where its pixels belong in the straight picture of a pinhole camera."""
 
 import functools
+import threading
 from dataclasses import dataclass
 
 import cv2
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float32
 
 # Pixels a side of the coarse map by which `Lens.straight_share` judges: enough to tell a half from a third.
 COARSE = 64
+_MAPS = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,11 @@ class Lens:
         The middle of the picture so keeps its place and its resolution. What a barrel-shaped distortion saw beyond the
         straight picture's frame is lost; where a cushion-shaped or a fisheye lens saw nothing, pixels are not valid.
         """
-        return None if self.is_straight else _undistortion(self)
+        if self.is_straight:
+            return None
+        # Workers that begin together mostly want the same one, which takes seconds in full size.
+        with _MAPS:
+            return _undistortion(self)
 
 
 # Maps take 9 bytes a pixel: pictures mostly share one lens, but where each has its own, maps must not pile up.

@@ -17,6 +17,8 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp", ".
 # An EXIF orientation above this swaps width and height (EXIF 2.32, tag 0x0112).
 LAST_UNTURNED_ORIENTATION = 4
 ORIENTATION_TAG = 0x0112
+# The marker that closes a JPEG (ITU T.81, table B.1).
+END_OF_JPEG = b"\xff\xd9"
 
 
 class DatasetError(UserError):
@@ -78,9 +80,13 @@ def read_pixels(path: Path, upright: bool = False) -> UInt8[np.ndarray, "H W C"]
                     7: Image.Transpose.TRANSVERSE,
                     8: Image.Transpose.ROTATE_90,
                 }.get(orientation)
-                shown = picture.transpose(turn) if turn is not None else picture
             else:
-                shown = picture
+                turn = None
+            if picture.format == "JPEG" and picture.mode == "RGB" and turn is None:
+                pixels = _read_jpeg(path)
+                if pixels is not None:
+                    return pixels
+            shown = picture.transpose(turn) if turn is not None else picture
             if shown.mode.startswith("I;16") or shown.mode == "I":
                 # Pillow would clip 16-bit greys at 255 instead of scaling them.
                 grey = np.round(np.asarray(shown, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8)
@@ -209,6 +215,20 @@ def find_picture(path: Path) -> Path | None:
         stems.append(path.with_suffix(""))
     candidates = (stem.with_name(stem.name + ending) for stem in stems for ending in PICTURE_ENDINGS)
     return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _read_jpeg(path: Path) -> UInt8[np.ndarray, "H W 3"] | None:
+    """A whole JPEG of three channels, or None: Pillow is then to say what is wrong with it.
+
+    The same pixels as Pillow's, as both ask the same library, in half the time (nothing is copied from its own form of
+    memory) and without holding Python's lock, for which a training step would wait.
+    """
+    data = np.fromfile(path, np.uint8)
+    # Of a file that ends early, OpenCV 4 shows the beginning.
+    if data[-2:].tobytes() != END_OF_JPEG:
+        return None
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
 def _orientation(picture: Image.Image) -> int:

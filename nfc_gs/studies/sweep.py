@@ -225,7 +225,16 @@ def _stop(places: list[_Place]) -> None:
 def _difference(there: object, run: Planned) -> str:
     """The first setting in which a run's folder differs from what is planned."""
     flat_there, flat_planned = _flat(dump(there)), _flat(dump(run.experiment))
-    ignored = ("name", "output", "threads", "callbacks", "photographs_gb", "evaluation", "dataset.folder")
+    ignored = (
+        "name",
+        "output",
+        "threads",
+        "callbacks",
+        "photographs_gb",
+        "photographs_disk_gb",
+        "evaluation",
+        "dataset.folder",
+    )
     for key in (*flat_planned, *flat_there):
         if key.startswith(ignored) or flat_there.get(key) == flat_planned.get(key):
             continue

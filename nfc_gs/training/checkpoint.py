@@ -40,7 +40,7 @@ class CheckpointError(UserError):
 
 def digest(experiment: Experiment) -> str:
     """Identifies the settings that decide a result: not where it is written, how it is shown, nor how many threads."""
-    ignored = ("name", "output", "threads", "callbacks", "photographs_gb", "evaluation")
+    ignored = ("name", "output", "threads", "callbacks", "photographs_gb", "photographs_disk_gb", "evaluation")
     # As it will be read back: a default of 4 where a float is asked for is 4.0 from a file.
     settings = dump(validate(Experiment, dump(experiment), "digest"))
     deciding = {key: value for key, value in settings.items() if key not in ignored}

@@ -110,6 +110,9 @@ class Experiment:
     )
     threads: NonNegativeInt = 0  # 0: all cores
     photographs_gb: NonNegativeFloat = 4.0  # memory for decoded photographs; what does not fit goes to a temporary file
+    photographs_disk_gb: NonNegativeFloat = (
+        64.0  # of which this is the largest size; the rest is decoded when it is wanted
+    )
     dataset: Annotated[Dataset, kind_in("nfc_gs.datasets")]
     views: Thinning = Thinning()
     degradation: Degradation = Degradation()

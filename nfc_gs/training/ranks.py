@@ -39,7 +39,7 @@ TIMEOUT = 600.0
 # What torchrun tells each process about itself.
 TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # Settings that the processes may each have of their own: where things are, and what does not change the result.
-OWN = ("output", "threads", "photographs_gb", "dataset.folder", "evaluation.lpips", "callbacks.")
+OWN = ("output", "threads", "photographs_gb", "photographs_disk_gb", "dataset.folder", "evaluation.lpips", "callbacks.")
 START = "torchrun --nproc_per_node=N -m nfc_gs.cli train ..."
 
 

@@ -300,7 +300,8 @@ def _evidence(run: Run) -> Evidence:
 
 
 def _photographs(run: Run, views: tuple[View, ...]) -> AbstractContextManager[PhotographStore]:
-    return closing(PhotographStore(views, int(run.experiment.photographs_gb * 1e9)))
+    # Each is looked at once, so none is worth writing to disk.
+    return closing(PhotographStore(views, int(run.experiment.photographs_gb * 1e9), 0))
 
 
 def _record(

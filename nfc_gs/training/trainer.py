@@ -28,7 +28,7 @@ from nfc_gs.training.ranks import ALONE, Gradients, Observation, Ranks, fingerpr
 CHECK_EVERY = 20
 # How many photographs are decoded ahead of the step that needs them.
 PREFETCH = 8
-# The held-out photographs' share of the memory for photographs.
+# The held-out photographs' share of the memory and the disk for photographs.
 HELD_OUT_SHARE = 0.2
 
 
@@ -87,9 +87,11 @@ class Trainer:
         self.best_psnr = -float("inf")
         # Whether a step has begun to change things and not ended: what is then in memory is of no step, and not saved.
         self.changing = False
-        budget = experiment.photographs_gb * 1e9
-        self.photographs = PhotographStore(scene.train, int((1 - HELD_OUT_SHARE) * budget))
-        self.held_out = PhotographStore(scene.test, int(HELD_OUT_SHARE * budget))
+        memory, disk = experiment.photographs_gb * 1e9, experiment.photographs_disk_gb * 1e9
+        self.photographs, self.held_out = (
+            PhotographStore(views, int(share * memory), int(share * disk))
+            for views, share in ((scene.train, 1 - HELD_OUT_SHARE), (scene.test, HELD_OUT_SHARE))
+        )
         self._milliseconds: dict[str, float] = {}
         self._order: list[int] = []
         self._epochs = 0

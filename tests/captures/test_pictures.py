@@ -92,3 +92,23 @@ def test_missing_and_broken_pictures_are_named_in_one_line(tmp_path):
     (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:900])
     with pytest.raises(DatasetError, match=r"b\.jpg: the picture is corrupt"):
         read_pixels(tmp_path / "b.jpg")
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [(64, 48), (37, 53), (1, 1)])
+def test_jpegs_are_read_as_pillow_reads_them(tmp_path, subsampling, progressive, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(path, quality=90, subsampling=subsampling, progressive=progressive)
+    with Image.open(path) as picture:
+        expected = np.array(picture.convert("RGB"))
+    assert np.array_equal(read_pixels(path), expected)
+
+
+def test_a_jpeg_cut_short_is_not_shown_in_part(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(DatasetError, match="corrupt"):
+        read_pixels(path)
