@@ -34,11 +34,15 @@ PHASES = {"render": "activations and assembly", "backward": "losses, backward"}
 CPU_PARTS = (
     ("nfc_gs.core.harmonics:_Harmonics.forward", "harmonics", None),
     ("nfc_gs.core.harmonics:_Harmonics.backward", "harmonics, backward", None),
-    ("nfc_gs.rasterizers.cpu:_Project.forward", "projection", None),
-    ("nfc_gs.rasterizers.cpu:_Project.backward", "projection, backward", None),
+    ("nfc_gs.rasterizers.cpu:_project", "projection", None),
     ("nfc_gs.rasterizers.cpu:_lists", "sort and lists", None),
     ("nfc_gs.rasterizers.cpu:_Drawing.forward", "rasterization", None),
-    ("nfc_gs.rasterizers.cpu:_Drawing.backward", "rasterization, backward", "codes and activations, backward"),
+    ("nfc_gs.rasterizers.cpu:_Drawing._composite_backward", "rasterization, backward", None),
+    (
+        "nfc_gs.rasterizers.cpu:_Drawing._project_backward",
+        "projection, backward",
+        "codes and activations, backward",
+    ),
 )
 GPU_PARTS = (("nfc_gs.rasterizers.gsplat:_draw", "rasterization", None),)
 CODES = ("values", "probabilities", "encode", "encode_bit", "words")

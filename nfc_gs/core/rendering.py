@@ -21,8 +21,8 @@ class Rendering:
     """A picture of C channels, and what strategies and losses need to know of its making.
 
     `channels` composited over the background; `alpha` in [0, 1], the opacity accumulated; `depth`, if asked for, the
-    alpha-weighted sum of the splats' depths (divide by alpha for the expected depth); `means2d` in pixels, in the autograd
-    graph and keeping its gradient; `radii` in whole pixels, the half extents of the box in which a splat's alpha reaches
+    alpha-weighted sum of the splats' depths (divide by alpha for the expected depth); `means2d` in pixels, whose `grad`
+    the backward pass leaves behind; `radii` in whole pixels, the half extents of the box in which a splat's alpha reaches
     1/255, 0 where it is not drawn.
     `gather`: a picture [H W P] -> (sums [N P], weights [N]), each Gaussian's compositing-weighted sum of the pixels it
     covers, and the sum of those weights (no gradient).

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nfc_gs.config import spec
 from nfc_gs.core.camera import Camera
@@ -42,61 +43,36 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().to(torch.float32).contiguous().numpy()
 
 
-class _Project(torch.autograd.Function):
-    """Means, quats and scales to positions, covariances and depths; also roots and radii, which have no gradient."""
+class _Projection(NamedTuple):
+    """The splats as the camera sees them; `rows` is what the kernels read of them, see `tiles`."""
 
-    @staticmethod
-    def forward(ctx, means, quats, scales, opacities, camera):
-        count, threads = len(means), thread_count()
-        inputs = tuple(map(_array, (means, quats, scales)))
-        means2d, covariances, roots = (np.empty((count, size), np.float32) for size in (2, 3, 3))
-        depths, radii = np.empty(count, np.float32), np.empty((count, 2), np.int32)
-        outputs = (means2d, covariances, roots, depths, radii)
-        faces = _array(opacities)
-        share(
-            lambda number: projection.project(*part(count, number, threads), *inputs, faces, camera, *outputs), threads
-        )
-        ctx.inputs, ctx.camera, ctx.radii = inputs, camera, radii
-        results = tuple(map(torch.from_numpy, outputs))
-        ctx.mark_non_differentiable(results[2], results[4])
-        return results
-
-    @staticmethod
-    def backward(ctx, grad_means2d, grad_covariances, grad_roots, grad_depths, grad_radii):
-        count, threads = len(ctx.radii), thread_count()
-        incoming = tuple(map(_array, (grad_means2d, grad_covariances, grad_depths)))
-        outgoing = tuple(np.empty((count, size), np.float32) for size in (3, 4, 3))
-        share(
-            lambda number: projection.project_backward(
-                *part(count, number, threads), *ctx.inputs, ctx.camera, ctx.radii, *incoming, *outgoing
-            ),
-            threads,
-        )
-        return *map(torch.from_numpy, outgoing), None, None
+    means2d: np.ndarray
+    depths: np.ndarray
+    radii: np.ndarray
+    rows: np.ndarray
 
 
-def _lists(
-    means2d: Tensor,
-    covariances: Tensor,
-    roots: Tensor,
-    opacities: Tensor,
-    depths: Tensor,
-    radii: Tensor,
-    camera: Camera,
-    threads: int,
-) -> compositing.Lists:
+def _project(shapes: tuple[np.ndarray, ...], opacities: np.ndarray, pinhole: projection.Pinhole) -> _Projection:
+    """The projection of `shapes`: means, quats and scales."""
+    count, threads = len(opacities), thread_count()
+    means2d, covariances, roots = (np.empty((count, size), np.float32) for size in (2, 3, 3))
+    depths, radii = np.empty(count, np.float32), np.empty((count, 2), np.int32)
+    rows = np.empty(count * tiles.ROW, np.float32)
+
+    def project(number: int) -> None:
+        mine = part(count, number, threads)
+        projection.project(*mine, *shapes, opacities, pinhole, means2d, covariances, roots, depths, radii)
+        tiles.describe(*mine, means2d, covariances, roots, opacities, radii, _LIMITS.log_alpha_min, rows)
+
+    share(project, threads)
+    return _Projection(means2d, depths, radii, rows)
+
+
+def _lists(projected: _Projection, width: int, height: int) -> compositing.Lists:
     """The splats by depth, and for each tile those that touch it."""
-    shapes = (_array(means2d), _array(covariances), _array(roots), _array(opacities))
-    keys = _array(depths).view(np.uint32)
-    across, down = -(-camera.width // tiles.TILE), -(-camera.height // tiles.TILE)
-    rows = np.empty(len(radii) * tiles.ROW, np.float32)
-    share(
-        lambda number: tiles.describe(
-            *part(len(radii), number, threads), *shapes, radii.numpy(), _LIMITS.log_alpha_min, rows
-        ),
-        threads,
-    )
-    order = tiles.nearest_first(keys, radii.numpy())
+    threads, rows = thread_count(), projected.rows
+    across, down = -(-width // tiles.TILE), -(-height // tiles.TILE)
+    order = tiles.nearest_first(projected.depths.view(np.uint32), projected.radii)
     counts = np.zeros((threads, across * down), np.int64)
     found = share(
         lambda number: tiles.find_tiles(order, *part(len(order), number, threads), rows, counts[number], across, down),
@@ -113,8 +89,8 @@ def _lists(
         groups=groups,
         splats=splats,
         touches=np.empty(groups[-1] * tiles.BLOCKS, np.uint16),
-        width=camera.width,
-        height=camera.height,
+        width=width,
+        height=height,
         across=across,
         longest=int(np.diff(starts).max()),
     )
@@ -159,12 +135,22 @@ class _Sums(NamedTuple):
 
 @dataclass
 class _Drawing:
-    """One picture's lists, and what its backward passes need; `sums` are the last one's."""
+    """One picture: what was drawn, its lists, and what its backward passes need.
 
+    `shapes` are means, quats and scales; `means2d` has no gradient but what the backward passes put there; `sums` are the
+    last one's, kept if they are wanted later.
+    """
+
+    shapes: tuple[np.ndarray, ...]
+    pinhole: projection.Pinhole
     lists: compositing.Lists
     radii: np.ndarray
+    means2d: Tensor
     transmittances: np.ndarray
     stops: np.ndarray
+    depth: bool
+    absgrad: bool
+    weigh: bool
     sums: _Sums | None = None
 
     def forward(self, values: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -182,6 +168,40 @@ class _Drawing:
         return channels, alpha
 
     def backward(
+        self, values: np.ndarray, background: np.ndarray, grad_channels: np.ndarray, grad_alpha: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """Gradients of means, quats, scales, opacities and values; that of `means2d` is added to it."""
+        outgoing = tuple(np.empty_like(shape) for shape in self.shapes)
+        sums = self._sums(
+            values, background, grad_channels, grad_alpha, absgrad=self.absgrad, weigh=self.weigh, outgoing=outgoing
+        )
+        pull = torch.from_numpy(sums.means2d)
+        self.means2d.grad = pull if self.means2d.grad is None else self.means2d.grad + pull
+        if self.absgrad or self.weigh:
+            self.sums = sums
+        return *outgoing, sums.opacities, sums.values
+
+    def gather(self, picture: Float[Tensor, "H W P"]) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:
+        """See `Rendering`: the gradient of a picture by its splats' values is their weights."""
+        incoming = _array(picture)
+        nothing = np.zeros((len(self.radii), incoming.shape[2]), np.float32)
+        black, clear = np.zeros(incoming.shape[2], np.float32), np.zeros(incoming.shape[:2], np.float32)
+        sums = self._sums(nothing, black, incoming, clear, absgrad=False, weigh=True, outgoing=())
+        return torch.from_numpy(sums.values), torch.from_numpy(sums.weights)
+
+    def absolute(self) -> Float[Tensor, "N 2"]:
+        """See `Rendering.absgrad`."""
+        if self.sums is None:
+            raise RuntimeError("absgrad is known only after the backward pass")
+        return torch.from_numpy(self.sums.absolute)
+
+    def weights(self) -> Float[Tensor, " N"]:
+        """See `Rendering.weights`."""
+        if self.sums is None:
+            raise RuntimeError("weights are known only after the backward pass")
+        return torch.from_numpy(self.sums.weights)
+
+    def _sums(
         self,
         values: np.ndarray,
         background: np.ndarray,
@@ -190,47 +210,69 @@ class _Drawing:
         *,
         absgrad: bool,
         weigh: bool,
+        outgoing: tuple[np.ndarray, ...],
     ) -> _Sums:
-        """Gradients of positions, covariances, opacities and values, and what else is asked for."""
+        """What a backward pass adds up; `outgoing` takes the gradients of `shapes`, if there is any."""
         threads = thread_count()
         count, channels = values.shape
+        columns = compositing.LOCAL + compositing.padded(channels, weigh)
         shapes = ((count, 2), (count, 3), (count,), (count, channels), (count * absgrad, 2), (count * weigh,))
         sums = _Sums(*(np.empty(shape, np.float32) for shape in shapes))
-        columns = compositing.LOCAL + compositing.padded(channels, weigh)
         with _scratch.borrow(threads, count + 1, columns) as gradients:
-            share(
-                lambda number: compositing.composite_backward(
-                    number, threads, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
-                    grad_channels, grad_alpha, absgrad, weigh, gradients[number],
-                ),
-                threads,
-            )  # fmt: skip
-            share(
-                lambda number: compositing.spread_gradients(
-                    *part(count, number, threads), self.lists, self.radii, gradients, absgrad, weigh, *sums
-                ),
-                threads,
-            )
+            incoming = (grad_channels, grad_alpha)
+            self._composite_backward(values, background, *incoming, absgrad, weigh, gradients)
+            self._project_backward(gradients, absgrad, weigh, sums, outgoing)
         return sums
 
+    def _composite_backward(self, values, background, grad_channels, grad_alpha, absgrad, weigh, gradients):
+        threads = len(gradients)
+        share(
+            lambda number: compositing.composite_backward(
+                number, threads, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
+                grad_channels, grad_alpha, absgrad, weigh, gradients[number],
+            ),
+            threads,
+        )  # fmt: skip
 
-class _Composite(torch.autograd.Function):
-    """Positions, covariances, opacities and values to a picture and its alpha; the background has no gradient."""
+    def _project_backward(self, gradients, absgrad, weigh, sums, outgoing):
+        threads, count = len(gradients), len(self.radii)
+        by_depths = np.zeros(count, np.float32)
+
+        def spread(number: int) -> None:
+            first, last = part(count, number, threads)
+            compositing.spread_gradients(first, last, self.lists, self.radii, gradients, absgrad, weigh, *sums)
+            if not outgoing:
+                return
+            if self.depth:
+                by_depths[first:last] = sums.values[first:last, -1]
+            projection.project_backward(
+                first, last, *self.shapes, self.pinhole, self.radii, sums.means2d, sums.covariances, by_depths,
+                *outgoing,
+            )  # fmt: skip
+
+        share(spread, threads)
+
+
+class _Draw(torch.autograd.Function):
+    """Means, quats, scales, opacities and values to a picture and its alpha; the background has no gradient."""
 
     @staticmethod
-    def forward(ctx, means2d, covariances, opacities, values, background, drawing, absgrad, weigh):
+    def forward(ctx, means, quats, scales, opacities, values, background, drawing, depths):
         ctx.values, ctx.background, ctx.drawing = _array(values), _array(background), drawing
-        ctx.absgrad, ctx.weigh = absgrad, weigh
+        if drawing.depth:
+            # Depth is one more channel, over nothing.
+            ctx.values = np.concatenate([ctx.values, depths[:, None]], 1)
+            ctx.background = np.append(ctx.background, np.float32(0))
         channels, alpha = drawing.forward(ctx.values, ctx.background)
         return torch.from_numpy(channels), torch.from_numpy(alpha)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_channels, grad_alpha):
         incoming = _array(grad_channels), _array(grad_alpha)
-        sums = ctx.drawing.backward(ctx.values, ctx.background, *incoming, absgrad=ctx.absgrad, weigh=ctx.weigh)
-        if ctx.absgrad or ctx.weigh:
-            ctx.drawing.sums = sums
-        return *map(torch.from_numpy, sums[:4]), None, None, None, None
+        *gradients, by_values = ctx.drawing.backward(ctx.values, ctx.background, *incoming)
+        by_values = by_values[:, :-1] if ctx.drawing.depth else by_values
+        return *map(torch.from_numpy, (*gradients, by_values)), None, None, None
 
 
 @spec
@@ -253,51 +295,36 @@ class Cpu(Rasterizer):
         weights: bool = False,
     ) -> Rendering:
         """See `Rasterizer`. A splat that is not finite is not drawn."""
-        means2d, covariances, roots, depths, radii = _Project.apply(
-            splats.means, splats.quats, splats.scales, splats.opacities, _pinhole(camera)
-        )
-        if means2d.requires_grad:
-            means2d.retain_grad()
-        threads = thread_count()
-        lists = _lists(means2d, covariances, roots, splats.opacities, depths, radii, camera, threads)
+        shapes, pinhole = tuple(map(_array, (splats.means, splats.quats, splats.scales))), _pinhole(camera)
+        projected = _project(shapes, _array(splats.opacities), pinhole)
+        lists = _lists(projected, camera.width, camera.height)
         pixels = (len(lists.starts) - 1) * tiles.TILE**2
-        drawing = _Drawing(lists, radii.numpy(), np.empty(pixels, np.float32), np.empty(pixels, np.float32))
-        values = splats.values
-        if depth:
-            values = torch.cat([values, depths[:, None]], 1)
-            background = torch.cat([background, background.new_zeros(1)])
-        channels, alpha = _Composite.apply(
-            means2d, covariances, splats.opacities, values, background, drawing, absgrad, weights
+        drawing = _Drawing(
+            shapes=shapes,
+            pinhole=pinhole,
+            lists=lists,
+            radii=projected.radii,
+            means2d=torch.from_numpy(projected.means2d),
+            transmittances=np.empty(pixels, np.float32),
+            stops=np.empty(pixels, np.float32),
+            depth=depth,
+            absgrad=absgrad,
+            weigh=weights,
         )
-
-        def gather(picture: Float[Tensor, "H W P"]) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:
-            # The gradient of a picture by its splats' values is their weights.
-            incoming = _array(picture)
-            nothing = np.zeros((len(splats), incoming.shape[2]), np.float32)
-            black, clear = np.zeros(incoming.shape[2], np.float32), np.zeros(incoming.shape[:2], np.float32)
-            sums = drawing.backward(nothing, black, incoming, clear, absgrad=False, weigh=True)
-            return torch.from_numpy(sums.values), torch.from_numpy(sums.weights)
-
-        def absolute() -> Float[Tensor, "N 2"]:
-            if drawing.sums is None:
-                raise RuntimeError("absgrad is known only after the backward pass")
-            return torch.from_numpy(drawing.sums.absolute)
-
-        def weigh() -> Float[Tensor, " N"]:
-            if drawing.sums is None:
-                raise RuntimeError("weights are known only after the backward pass")
-            return torch.from_numpy(drawing.sums.weights)
-
+        channels, alpha = _Draw.apply(
+            splats.means, splats.quats, splats.scales, splats.opacities, splats.values, background, drawing,
+            projected.depths,
+        )  # fmt: skip
         return Rendering(
             # Slicing costs a copy in the backward pass, so it is done only where there is something to cut off.
             channels=channels[..., :-1] if depth else channels,
             alpha=alpha,
             depth=channels[..., -1] if depth else None,
-            means2d=means2d,
-            radii=radii,
-            gather=gather,
-            absgrad=absolute if absgrad else None,
-            weights=weigh if weights else None,
+            means2d=drawing.means2d,
+            radii=torch.from_numpy(projected.radii),
+            gather=drawing.gather,
+            absgrad=drawing.absolute if absgrad else None,
+            weights=drawing.weights if weights else None,
         )
 
 
