@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.kernels import entropy, pictures, rows
-from nfc_gs.kernels.threads import thread_count
+from nfc_gs.kernels.threads import thread_count, threads_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,46 @@ class Comparison:
     gather: Callable[[Tensor], tuple[Tensor, Tensor]]
     progress: float
     step: int
+
+    @staticmethod
+    def of_field(
+        rgb: Float[Tensor, "H W 3"],
+        target_rgb: Float[Tensor, "H W 3"],
+        *,
+        code: TargetCode,
+        planes: dict[str, Tensor],
+        mask: Bool[Tensor, "H W"] | None = None,
+        progress: float = 0.0,
+        step: int = 1,
+    ) -> "Comparison":
+        """A render of any other field, of which no Gaussians are known; a few rays [R 3] are a picture [1 R 3].
+
+        Args:
+            code: of the labels.
+            planes: what was rendered for losses that ask for more than colours, by their kinds.
+        """
+
+        def gather(picture: Tensor) -> tuple[Tensor, Tensor]:
+            return picture.new_zeros(0, picture.shape[-1]), picture.new_zeros(0)
+
+        none = rgb.new_zeros(0, 3)
+        return Comparison(
+            rgb=rgb,
+            target_rgb=target_rgb,
+            alpha=torch.ones_like(rgb[..., 0]),
+            target_alpha=None,
+            mask=mask,
+            appearance=Appearance(
+                colours=none, base=none, colour_logits=rgb.new_zeros(0, 3, code.width), code=code, step=step
+            ),
+            opacities=rgb.new_zeros(0),
+            scales=none,
+            planes=planes,
+            memory={},
+            gather=gather,
+            progress=progress,
+            step=step,
+        )
 
 
 class LossTerm(abc.ABC):
@@ -125,7 +165,7 @@ class _MeanDistance(torch.autograd.Function):
         ctx.squared = squared
         ctx.numbers = 3 * (height * width if mask is None else max(int(mask.sum()), 1))
         sums = np.empty(height)
-        rows.split(pictures.distances, height, thread_count(), *_rows_of(x, y, weights), squared, sums)
+        rows.split(pictures.distances, height, threads_for(x.numel()), *_rows_of(x, y, weights), squared, sums)
         return x.new_tensor(sums.sum() / ctx.numbers)
 
     @staticmethod
@@ -134,7 +174,7 @@ class _MeanDistance(torch.autograd.Function):
         x, y, weights = ctx.saved_tensors
         by_x = torch.empty_like(x)
         arguments = *_rows_of(x, y, weights), ctx.squared, np.float32(gradient.item() / ctx.numbers), *_rows_of(by_x)
-        rows.split(pictures.slopes, len(x), thread_count(), *arguments)
+        rows.split(pictures.slopes, len(x), threads_for(x.numel()), *arguments)
         return by_x, None, None, None
 
 
