@@ -108,7 +108,10 @@ def spiral(cameras: Sequence[Camera], rig: Rig, num_frames: int) -> list[Camera]
 
 
 def interpolate(cameras: Sequence[Camera], rig: Rig, num_frames: int) -> list[Camera]:
-    """A smooth flight through the cameras themselves: cubic splines of position and orientation, at an even pace.
+    """A smooth flight through the cameras themselves, at an even pace.
+
+    What is before a camera, how far before it, and its orientation follow cubic splines; where it stands follows from these,
+    so that between two cameras far apart the subject stays in the picture.
 
     It takes the cameras in the capture's order where that is a path; where it jumps about, as when every picture was
     taken from a random side, it goes from the first camera to the nearest one left, and so on.
@@ -129,7 +132,11 @@ def interpolate(cameras: Sequence[Camera], rig: Rig, num_frames: int) -> list[Ca
     chosen = [cameras[i] for i in keys]
     rotations = Rotation.from_matrix(np.stack([c.world_to_camera[:3, :3].double().cpu().numpy() for c in chosen]))
     at = np.linspace(0, marks[-1], num_frames)
-    turned, moved = RotationSpline(marks, rotations)(at).as_matrix(), CubicSpline(marks, places)(at)
+    turned = RotationSpline(marks, rotations)(at).as_matrix()
+    forward = rotations.as_matrix()[:, 2]
+    # A camera that looks away from the rig's target has nothing before it to turn about, and flies by its place alone.
+    ahead = ((rig.target.numpy() - places) * forward).sum(1, keepdims=True).clip(min=0)
+    moved = CubicSpline(marks, places + ahead * forward)(at) - CubicSpline(marks, ahead)(at) * turned[:, 2]
     # What the cameras differ in besides is their focal length, if anything: sizes follow the first camera.
     focals = np.stack([c.resized(chosen[0].width, chosen[0].height).focal for c in chosen])
     zoom = np.stack([np.interp(at, marks, focals[:, axis]) for axis in (0, 1)], axis=1)

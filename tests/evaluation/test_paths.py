@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from nfc_gs.core.rig import rig_of
+from nfc_gs.core.rig import look_at, rig_of
 from nfc_gs.evaluation.paths import PATHS, PathError, walk
 from tests.evaluation import moving
 
@@ -57,6 +58,21 @@ def test_a_flight_through_cameras_on_a_ring_stays_on_the_ring():
     torch.testing.assert_close(frames[-1].world_to_camera, CAMERAS[-1].world_to_camera, **FLOAT32)
     steps = positions(frames).diff(dim=0).norm(dim=1)
     assert float(steps.max()) < 1.3 * float(steps.min()), "an even pace"
+
+
+@pytest.mark.parametrize("count", [5, 24])
+def test_what_cameras_look_at_stays_in_the_middle_however_far_apart_they_are(count):
+    apart = [moving.camera(angle, height) for angle, height in ((0.0, 0.8), (2.2, 2.5), (4.1, 0.1), (6.0, 1.5))]
+    for frame in walk("interpolate", apart, rig_of(apart, torch.zeros(3)), count):
+        pixel, depth = frame.project(torch.zeros(3))
+        assert float(depth) > 1
+        assert float((pixel - torch.tensor([24.0, 18.0])).abs().max()) < 0.05
+
+
+def test_cameras_that_look_away_from_each_other_are_flown_through_by_their_places():
+    outward = [replace(c, world_to_camera=look_at(c.position, 2 * c.position, RIG.up.float())) for c in CAMERAS]
+    radii = positions(walk("interpolate", outward, RIG, 200)).norm(dim=1)
+    np.testing.assert_allclose(radii, math.hypot(3, 0.8), atol=0.02)
 
 
 def test_a_capture_in_no_order_is_flown_through_from_neighbour_to_neighbour():
