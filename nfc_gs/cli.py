@@ -4,6 +4,7 @@ import argparse
 import logging
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # torch sees to this itself, unless it is interrupted while it is imported.
     logging.getLogger("torch").setLevel(logging.WARNING)
     parser = make_parser()
-    chosen, rest = parser.parse_known_args(arguments)
+    chosen, rest = parser.parse_known_args(_with_negative_values(sys.argv[1:] if arguments is None else arguments))
     # argparse does not take up a list of positionals again after a flag, as in `train a.yaml --overwrite steps=10`.
     if any(text.startswith("-") for text in rest) or (rest and "settings" not in chosen):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -65,6 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def _with_negative_values(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--times -0.1,0.5` as `--times=-0.1,0.5`: argparse takes -0.1,0.5 and -1e-3 for flags of their own."""
+    joined: list[str] = []
+    for text in arguments:
+        if re.match(r"-\.?\d", text) and joined and re.fullmatch(r"--[a-z-]+", joined[-1]):
+            joined[-1] += f"={text}"
+        else:
+            joined.append(text)
+    return joined
 
 
 class Parser(argparse.ArgumentParser):
@@ -141,16 +153,17 @@ def make_parser() -> Parser:
     render = commands.add_parser(
         "render",
         help="write pictures of a run's views, or a film of it",
-        description="Without any of --times, --time, --path, --view and --frames: one PNG for each view of the split. "
-        "With one of them: a film, to FILE.mp4, .webm or .gif, to a folder of PNGs, or to FILE.png, a sheet of some frames.",
+        description="Without any of --times, --time, --path, --view, --frames and --size: one PNG for each view of the split. "
+        "With one of them, and in the modes motion and trajectories: a film, to FILE.mp4, .webm or .gif, to a folder of PNGs, "
+        "or to FILE.png, a sheet of some frames. The modes error and confidence draw pictures of the split's views only.",
     )
     _add_run(render)
     render.add_argument("--split", choices=("train", "test"), default="test")
     render.add_argument(
         "--mode", choices=("rgb", "depth", "alpha", "error", "confidence", "motion", "trajectories"),
         default="rgb",
-        help="confidence: how well the training photographs agree; motion: how fast everything is; trajectories: the ways "
-        "things came",
+        help="error: against the photographs; confidence: how well the training photographs agree (both: no films); motion: "
+        "how fast everything is; trajectories: the ways things came",
     )  # fmt: skip
     render.add_argument("--times", type=_times, metavar="0,0.5,1|N", help="the frames' times, or how many from 0 to 1")
     render.add_argument("--time", type=_time, metavar="T", help="stop the time at T, from 0 to 1")

@@ -32,6 +32,15 @@ def test_a_reader_that_goes_away_ends_the_listing_in_silence(family):
     assert set(done.stderr.split()) == {"141"}
 
 
+@pytest.mark.parametrize("flag", ["--times -0.1", "--times -0.1,0.5", "--times=-0.1,0.5", "--time -1e-3", "--time -.5"])
+def test_a_time_before_the_first_moment_is_named_however_it_is_given(flag, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["render", "run", *flag.split(), "--output", "out"])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1
+    assert "is no time: the first moment is 0 and the last is 1" in said
+
+
 def test_a_stop_that_numba_wrapped_is_an_interruption_all_the_same(monkeypatch, capsys):
     def wrapped(chosen):
         raise SystemError("returned a result with an exception set") from KeyboardInterrupt()

@@ -23,6 +23,9 @@ DEPTH_RANGE = (0.02, 0.98)
 # The absolute error, of pictures in [0, 1], that the error map shows brightest.
 ERROR_SHOWN = 0.25
 LABEL_HEIGHT = 18
+ONE_EACH = "name a folder, which gets a PNG for each view"
+# A path with such an ending is meant as one file, in a format that is not written.
+FOREIGN_ENDINGS = (".avi", ".bmp", ".jpeg", ".jpg", ".m4v", ".mkv", ".mov", ".tif", ".tiff", ".webp")
 
 
 class PictureError(UserError):
@@ -53,6 +56,16 @@ def write_png(picture: UInt8[np.ndarray, "H W *channels"], path: Path) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise PictureError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def check_folder_name(path: Path, remedy: str) -> None:
+    """Refuses to make a folder of what is called like a picture or a film in a format that is not written.
+
+    Raises:
+        PictureError: naming the path, the ending and `remedy`.
+    """
+    if path.suffix.lower() in FOREIGN_ENDINGS:
+        raise PictureError(f"{path}: no {path.suffix.lower()!r} is written: {remedy}")
 
 
 def nearness_range(depth: Float[Tensor, "H W"], alpha: Float[Tensor, "H W"]) -> tuple[float, float]:
@@ -144,6 +157,7 @@ def render_split(
     """
     if mode not in MODES:
         raise PictureError(f"no render mode {mode!r}: one of {', '.join(MODES)}")
+    check_folder_name(folder, ONE_EACH)
     paths = [folder / f"{name}.png" for name in file_names([view.name for view in views])]
     for i, (view, path) in enumerate(zip(views, paths, strict=True)):
         picture = model.render(view.camera, depth=mode == "depth")

@@ -17,12 +17,21 @@ from nfc_gs.deformations.static import Rest
 from nfc_gs.evaluation import videos
 from nfc_gs.evaluation.motion import Trails, draw_speeds, top_speed
 from nfc_gs.evaluation.paths import PathError, walk
-from nfc_gs.evaluation.pictures import PictureError, colour_depth, nearness_range, to_bytes, write_png
+from nfc_gs.evaluation.pictures import (
+    PictureError,
+    check_folder_name,
+    colour_depth,
+    nearness_range,
+    to_bytes,
+    write_png,
+)
 from nfc_gs.model import SplatModel
 
 logger = logging.getLogger(__name__)
 
 MODES = ("rgb", "depth", "alpha", "motion", "trajectories")
+# What compares with photographs, or comes from all of them, is drawn where photographs were taken.
+PICTURE_MODES = ("error", "confidence")
 # A film whose length nothing else says lasts so many seconds.
 SECONDS = 4
 # One scale for all depths of a film, from this many of its frames.
@@ -107,13 +116,15 @@ def shoot(film: Film, scene: Scene, model: SplatModel, mode: str, output: Path) 
         PathError: what was asked for cannot be shown.
         PictureError: no such mode or format, or a file cannot be written.
     """
+    if mode in PICTURE_MODES:
+        raise PictureError(
+            f"{mode} is drawn as pictures of a split's views, not as a film: give a folder as --output, and none of --times, "
+            "--time, --path, --view, --frames and --size"
+        )
     if mode not in MODES:
         raise PictureError(f"a film cannot show {mode!r}: one of {', '.join(MODES)}")
     ending = output.suffix.lower()
-    if ending in (".avi", ".mkv", ".mov", ".jpg", ".jpeg"):
-        raise PictureError(
-            f"{output}: no film format {ending!r}: one of {', '.join(videos.ENDINGS)}, .png, or a folder"
-        )
+    check_folder_name(output, "a film is FILE.mp4, .webm or .gif, a sheet of frames FILE.png, and frames are a folder")
     cameras = plan(film, scene, model)
     width, height = videos.even(cameras[0].width, cameras[0].height, ending)
     cut = "" if (width, height) == (cameras[0].width, cameras[0].height) else " (cut to even sides)"

@@ -149,7 +149,12 @@ def test_a_film_in_which_nothing_moves_is_refused():
 
 
 def test_modes_and_formats_that_are_none_are_one_line(tmp_path):
-    with pytest.raises(PictureError, match="cannot show 'error'"):
-        shoot(Film(times=3), SCENE, moving.model(), "error", tmp_path)
-    with pytest.raises(PictureError, match=r"no film format '\.mov'"):
-        shoot(Film(times=3), SCENE, moving.model(), "rgb", tmp_path / "film.mov")
+    with pytest.raises(PictureError, match="cannot show 'heat'"):
+        shoot(Film(times=3), SCENE, moving.model(), "heat", tmp_path)
+    for mode in ("error", "confidence"):
+        with pytest.raises(PictureError, match=f"^{mode} is drawn as pictures of a split's views, not as a film"):
+            shoot(Film(times=3), SCENE, moving.model(), mode, tmp_path)
+    for name in ("film.mov", "sheet.JPG", "frames.bmp"):
+        with pytest.raises(PictureError, match="is written: a film is"):
+            shoot(Film(times=3), SCENE, moving.model(), "rgb", tmp_path / name)
+    assert not list(tmp_path.iterdir())
