@@ -103,10 +103,7 @@ class Motion(Exporter):
             "error_pixels": None if errors is None else vars(errors),
             "error_pixels_of": f"{ERROR_TIMES} times, the nearest camera each, {views[0].width}x{views[0].height}, opacity > .5",
         }
-        Ply().write(model, path.with_suffix(".ply"))
-        _write(path, lambda partial: np.savez(partial, **arrays))  # type: ignore[arg-type]
-        text = json.dumps(record, indent=2) + "\n"
-        _write(path.with_suffix(".json"), lambda partial: partial.write_text(text))
+        _write_together(path, model, arrays, json.dumps(record, indent=2) + "\n")
         size = path.stat().st_size / 1e6
         error = (
             f"error on the screen {errors.mean:.3f} px in the mean, {errors.p99:.3f} at the 99th percentile, "
@@ -281,16 +278,21 @@ def _four(field: Skeleton, model: SplatModel) -> tuple[Int[np.ndarray, "N K"], F
     return bones.numpy(), (weights / weights.sum(1, keepdim=True)).numpy()
 
 
-def _write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Fills a file under a temporary name first."""
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+def _write_together(path: Path, model: SplatModel, arrays: dict[str, np.ndarray], text: str) -> None:
+    """Writes the three files under temporary names, and gives them theirs when all are there."""
+    partial = path.with_name(f"{path.stem}.partial.npz")
+    endings = (".ply", ".npz", ".json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fill(partial)
-            os.replace(partial, path)
+            Ply().write(model, partial.with_suffix(".ply"))
+            np.savez(partial, **arrays)  # type: ignore[arg-type]
+            partial.with_suffix(".json").write_text(text)
+            for ending in endings:
+                os.replace(partial.with_suffix(ending), path.with_suffix(ending))
         finally:
-            partial.unlink(missing_ok=True)
+            for ending in endings:
+                partial.with_suffix(ending).unlink(missing_ok=True)
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error.strerror or error}") from None
 

@@ -41,6 +41,8 @@ class PlySequence(Exporter):
     sh_degree: Literal[0, 1, 2, 3] | None = None
 
     def __post_init__(self) -> None:
+        if not 0.1 <= self.fps <= 1000:
+            raise ValueError(f"fps must be from 0.1 to 1000 frames a second (got {self.fps:g})")
         if self.start > self.stop:
             raise ValueError(f"start ({self.start:g}) must not come after stop ({self.stop:g})")
 

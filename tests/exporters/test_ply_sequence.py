@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import os
 from dataclasses import replace
 
@@ -93,6 +94,12 @@ def test_a_clip_that_breaks_off_leaves_nothing_half_there(tmp_path):
     with pytest.raises(FileError, match="1 of 12 Gaussians"):
         PlySequence(frames=2).write(model, tmp_path / "clip")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("fps", [math.inf, 1e-3, 1e9])
+def test_a_rate_that_no_player_has_is_refused(fps):
+    with pytest.raises(ValidationError, match=r"fps must be from 0\.1 to 1000"):
+        PlySequence(fps=fps)
 
 
 def test_without_cameras_somebody_must_say_how_many_frames(tmp_path):

@@ -174,6 +174,19 @@ def test_what_cannot_be_written_is_one_line(tmp_path, settings, name, message):
     assert "\n" not in str(error.value) and os.listdir(tmp_path) == ["file"]
 
 
+def test_of_the_three_files_none_is_new_if_one_cannot_be_written(tmp_path, monkeypatch):
+    Motion().write(moving.model(), tmp_path / "motion.npz", cameras)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(file, **arrays):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(FileError, match=r"motion\.npz: cannot be written: No space left on device"):
+        Motion(form="chunks").write(moving.model(), tmp_path / "motion.npz", cameras)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_still_run_and_a_run_without_cameras_are_refused(tmp_path):
     with pytest.raises(FileError, match="still"):
         Motion().write(moving.model(still=True), tmp_path / "motion.npz", cameras)
