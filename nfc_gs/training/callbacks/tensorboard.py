@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from nfc_gs.captures.photographs import PhotographStore
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.config import NonNegativeInt, PositiveInt, spec
 from nfc_gs.deformations.static import Rest
@@ -21,6 +22,8 @@ from nfc_gs.training.callbacks.base import Callback, End, Listener, Report, Sess
 HISTOGRAM_SAMPLE = 20_000
 # Confidence in the histograms is by so many training views.
 EVIDENCE_VIEWS = 8
+# These are kept decoded in so much memory at most; what does not fit is decoded anew at every evaluation.
+EVIDENCE_BYTES = 256_000_000
 # A moving scene is shown at these times, always from the first held-out view, beside the heat map of its speeds.
 SLICES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -35,6 +38,11 @@ class Writer(Listener):
         self.writer = SummaryWriter(str(session.folder / "tensorboard"), purge_step=purge, flush_secs=10)
         self.writer.add_text("config", "```yaml\n" + session.settings + "```", session.first_step)
         self.process = psutil.Process()
+        views = session.scene.train
+        chosen = np.linspace(0, len(views) - 1, min(EVIDENCE_VIEWS, len(views))).round().astype(int)
+        self.witnesses = [views[i] for i in chosen]
+        # Each is decoded once, when it is first wanted, unless they are very large.
+        self.photographs = PhotographStore(self.witnesses, memory_bytes=EVIDENCE_BYTES, disk_bytes=0, workers=2)
         self.seconds, self.at = math.nan, session.first_step
         self.last: dict[str, float] = {}
 
@@ -51,6 +59,7 @@ class Writer(Listener):
         """Adds the row of the hyper-parameter table, if the training came to its end."""
         if end == "finished" and self.last:
             self.writer.add_hparams(dict(self.session.hyperparameters), self.last, run_name=".")
+        self.photographs.close()
         self.writer.close()
 
     def _scalars(self, report: Report) -> None:
@@ -115,10 +124,7 @@ class Writer(Listener):
     @torch.no_grad()
     def _confidence(self, step: int) -> None:
         """What some training views, evenly chosen, say about the Gaussians."""
-        views = self.session.scene.train
-        chosen = np.linspace(0, len(views) - 1, min(EVIDENCE_VIEWS, len(views))).round().astype(int)
-        cameras = [views[i].camera for i in chosen]
-        found = evidence(self.session.model(), cameras, lambda i: views[chosen[i]].read())
+        found = evidence(self.session.model(), [view.camera for view in self.witnesses], self.photographs.get)
         seen = found.weights > 0
         self.writer.add_scalar("confidence/seen", float(seen.float().mean()), step)
         if seen.any():
