@@ -5,6 +5,7 @@ Its matrices are camera-to-world with OpenGL axes (+x right, +y up, +z backward)
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class Frame:
         value = self.numbers.get(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        # Compared rather than converted: JSON's whole numbers may be larger than any float.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
             raise DatasetError(f"{self.source}: {key} of {self.name} is {value!r}; it must be a finite number")
         return float(value)
 

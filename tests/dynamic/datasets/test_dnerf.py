@@ -113,7 +113,13 @@ def test_a_picture_is_named_once(write):
 
 @pytest.mark.parametrize(
     ("time", "found"),
-    [(1.5, "is 1.5; times must be in [0, 1]"), (-0.1, "is -0.1"), (math.nan, "is nan"), ("0.3", "is '0.3'")],
+    [
+        (1.5, "is 1.5; times must be in [0, 1]"),
+        (-0.1, "is -0.1"),
+        (math.nan, "is nan"),
+        ("0.3", "is '0.3'"),
+        (10**400, "is 1000"),
+    ],
 )
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_times_that_are_none_are_refused(write, split, time, found):
