@@ -16,7 +16,7 @@ from nfc_gs.core.rounding import UNROUNDED, Rounding, rounded
 from nfc_gs.core.scene import Photograph, Similarity
 from nfc_gs.deformations.base import DeformationField
 from nfc_gs.kernels import pictures, rows
-from nfc_gs.kernels.threads import thread_count
+from nfc_gs.kernels.threads import threads_for
 from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss
 from nfc_gs.rasterizers.base import Rasterizer
 
@@ -176,7 +176,7 @@ def _numbers(
     rows.split(
         pictures.photograph,
         height,
-        thread_count(),
+        threads_for(rgb.numel()),
         codes.contiguous().view(height, 3 * width).numpy(),
         clear.contiguous().numpy(),
         background.contiguous().numpy(),

@@ -11,7 +11,7 @@ import torch
 
 from nfc_gs.benchmarks.loads import make_trainer, shells
 from nfc_gs.kernels import rows
-from nfc_gs.kernels.threads import share, thread_count
+from nfc_gs.kernels.threads import share, thread_count, threads_for
 from nfc_gs.rasterizers.cpu import Cpu
 from nfc_gs.training.run import use_threads
 
@@ -144,3 +144,12 @@ def test_torch_runs_on_one_thread_within_a_step_and_on_as_many_as_before_after_i
         use_threads(before)
         trainer.photographs.close()
         trainer.held_out.close()
+
+
+def test_light_work_is_shared_only_where_there_is_much_of_it() -> None:
+    before = thread_count()
+    use_threads(3)
+    try:
+        assert [threads_for(numbers) for numbers in (0, 3 * 200 * 200, 3 * 800 * 800)] == [1, 1, 3]
+    finally:
+        use_threads(before)
