@@ -147,7 +147,8 @@ def main() -> int:
         before = psutil.Process().memory_info().rss
         print(f"{load}\n{before / 1e9:.2f} GB resident before any photograph\n")
         print(
-            "| pass | pictures/s | CPU ms a picture | wait, median ms | 99 % ms | longest ms | waits > 1 ms | kept GB | on disk GB | resident GB |"
+            "| pass | pictures/s | CPU ms a picture | wait, median ms | 99 % ms | longest ms | waits > 1 ms "
+            "| kept GB | on disk GB | resident GB |"
         )
         print("|---|---|---|---|---|---|---|---|---|---|")
         for row in measured(views, load):
