@@ -154,7 +154,7 @@ def test_a_video_is_read_a_frame_at_a_time_and_takes_no_budget(write, monkeypatc
             return self.capture.read()
 
     monkeypatch.setattr(Video, "_capture", lambda video: Counting(video))
-    store = PhotographStore(scene.train, budget_bytes=0)
+    store = PhotographStore(scene.train, memory_bytes=0, disk_bytes=0)
     for _ in range(2):
         for number in (7, 3, 11, 0, 5):
             photograph = store.get(number)
