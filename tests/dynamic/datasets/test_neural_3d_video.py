@@ -165,7 +165,7 @@ def test_a_video_is_read_a_frame_at_a_time_and_takes_no_budget(write, monkeypatc
     assert len(opened) == 1
     assert len(read) == 12
     assert store.held_bytes == 0
-    assert store._spill is None
+    assert store.written_bytes == 0
     store.close()
 
 
