@@ -61,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("nfc-gs: interrupted", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        # torch's own error, by its name: torch is not imported before it is needed.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        asked = str(error).partition(". ")[0].partition("\n")[0]
+        print(f"nfc-gs: {asked}: make the pictures smaller, or free what other programs hold", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -143,12 +143,14 @@ class HyperNerf(MovingScene):
         clips: dict[str, list[Capture]] = {}
         for capture in captures:
             clips.setdefault(capture.camera_name, []).append(capture)
+        # Where nothing is said to move, one camera may go round and photograph as often as it likes.
+        still = len({capture.time for capture in captures}) == 1
         for clip in clips.values():
             shots = [
                 Shot(name=capture.name, time=capture.time, camera_to_world=np.linalg.inv(capture.world_to_camera))
                 for capture in clip
             ]
-            check_shots(self.folder / "metadata.json", shots, several_cameras=False, remedy="correct it")
+            check_shots(self.folder / "metadata.json", shots, several_cameras=still, remedy="correct it")
             sizes = {(header.width, header.height): c for c in clip for header in [read_header(c.path)]}
             if len(sizes) > 1:
                 (one, first), (other, second) = list(sizes.items())[:2]
@@ -165,6 +167,9 @@ class HyperNerf(MovingScene):
             xyz = np.load(path)
         except (OSError, ValueError, EOFError) as error:
             raise DatasetError(f"{path}: is no NumPy array that can be read ({error})") from None
+        # An .npz under this name is read, too, and words have a shape.
+        if not isinstance(xyz, np.ndarray) or xyz.dtype.kind not in "fiu":
+            raise DatasetError(f"{path}: holds no array of numbers; it must be finite places, [P, 3]")
         if xyz.ndim != 2 or xyz.shape[1] != 3 or len(xyz) == 0 or not np.isfinite(xyz).all():
             raise DatasetError(f"{path}: holds an array of shape {xyz.shape}; it must be finite places, [P, 3]")
         places = similarity.inverse(torch.from_numpy(xyz.astype(np.float64))).float()

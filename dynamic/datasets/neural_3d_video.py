@@ -191,6 +191,8 @@ def read_poses_bounds(path: Path) -> list[Rig]:
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != ROW or len(rows) == 0:
         shape = rows.shape if isinstance(rows, np.ndarray) else type(rows).__name__
         raise DatasetError(f"{path}: holds an array of shape {shape}; it must be [cameras, {ROW}], as LLFF writes it")
+    if rows.dtype.kind not in "fiu":
+        raise DatasetError(f"{path}: holds {rows.dtype.name} values; it must hold numbers, as LLFF writes them")
     return [_rig(path, index, row) for index, row in enumerate(rows.astype(np.float64))]
 
 

@@ -22,6 +22,8 @@ OPAQUE = 0.2
 # Bones that are each other's neighbours: for their reach, and for the rigidity penalty.
 REACH_NEIGHBOURS = 3
 RIGID_NEIGHBOURS = 4
+# More bones than this cost more than a Gaussian has: each Gaussian has a weight, and two moments of it, for each bone.
+BONES_MAX = 1024
 # A cubic spline has four control points at least.
 CONTROLS_MIN = 4
 
@@ -414,6 +416,10 @@ class Bases(Deformation):
     rigidity: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
+        if self.bones > BONES_MAX:
+            raise ValueError(
+                f"bones ({self.bones}) must be at most {BONES_MAX}: each Gaussian has a weight for each bone"
+            )
         if not self.times_per_knot:
             raise ValueError("times_per_knot must name one level at least")
         if self.keep > self.bones:

@@ -43,6 +43,11 @@ class GaussianOptimizer:
         """All that it steps, the Gaussians' fields first; an edit makes new ones."""
         return [parameter for adam in self._adams for group in adam.param_groups for parameter in group["params"]]
 
+    def forget_gradients(self) -> None:
+        """As after a step, but without one."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
     @property
     def compiled(self) -> bool:
         """Whether the Gaussians' steps are the kernel's."""

@@ -39,10 +39,16 @@ CONFIG = "config.yaml"
 LAST = Path("checkpoints/last.safetensors")
 BEST = Path("checkpoints/best.safetensors")
 METRICS = "metrics.json"
+# Where memory ended, this share of the Gaussians is what is advised: growth needs room for old and new ones at once.
+FEWER = 0.6
 
 
 class RunError(UserError):
     """A run folder is missing, or already there."""
+
+
+class OutOfMemory(UserError):
+    """What a training needs is more than its device has."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ def train(trainer: Trainer, folder: Path) -> Evaluation | None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        evaluation = trainer.train(open_session(trainer, folder, lambda path: checkpoint.save(trainer, path)))
+        evaluation = _train_in_memory(trainer, folder)
     except UserError:
         if trainer.done == 0 and trainer.ranks.first:
             # The very first step was refused: no folder that would stand in the next attempt's way.
@@ -165,6 +171,23 @@ def train(trainer: Trainer, folder: Path) -> Evaluation | None:
         # All steps were done before, but the last look at the held-out views was interrupted.
         measure(open_run(folder), lpips=None)
     return evaluation
+
+
+def _train_in_memory(trainer: Trainer, folder: Path) -> Evaluation | None:
+    """`Trainer.train`; what does not fit into the device's memory is told with what would."""
+    try:
+        return trainer.train(open_session(trainer, folder, lambda path: checkpoint.save(trainer, path)))
+    except torch.OutOfMemoryError as error:
+        asked = str(error).partition(". ")[0].partition("\n")[0]
+        number, done = len(trainer.model.gaussians), trainer.done
+        widest = max((view.camera for view in trainer.scene.train), key=lambda camera: camera.width * camera.height)
+        fewer = f"{number * FEWER:.2g}"
+        last = f"{folder / LAST} is of the last step that could be kept, and `nfc-gs export {folder}` writes it; "
+        raise OutOfMemory(
+            f"{trainer.model.rasterizer.device}: out of memory in step {done + 1} with {number:,} Gaussians and pictures of "
+            f"up to {widest.width}x{widest.height} ({asked}); {last if done else ''}begin anew with "
+            f"strategy.cap_max={int(float(fewer))}, or with a larger dataset.downscale, or free what other programs hold"
+        ) from None
 
 
 def build(experiment: Experiment, ranks: Ranks = ALONE) -> Trainer:

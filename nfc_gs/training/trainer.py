@@ -87,6 +87,8 @@ class Trainer:
         self.best_psnr = -float("inf")
         # Whether a step has begun to change things and not ended: what is then in memory is of no step, and not saved.
         self.changing = False
+        # Whether it has come so far as to change what the next step begins with; losses with a memory do so earlier.
+        self.updating = False
         memory, disk = experiment.photographs_gb * 1e9, experiment.photographs_disk_gb * 1e9
         self.photographs, self.held_out = (
             PhotographStore(views, int(share * memory), int(share * disk))
@@ -113,18 +115,20 @@ class Trainer:
         if experiment.batch == 1:
             look = self._look(self.done, losses)
             terms, radii = look.terms, look.picture.rendering.radii
+            self.updating = True
             with self._phase("strategy"):
                 experiment.strategy.observe(
                     self.statistics, look.picture.rendering, look.camera, step, experiment.steps, views
                 )
         else:
             look, terms, radii = self._look_at_batch(losses)
+            self.updating = True
         with self._phase("optimizer"):
             self.optimizer.step(self.done, radii)
         with self._phase("strategy"):
             self._change_population(step, rates["means"])
 
-        self.done, self.changing = step, False
+        self.done, self.changing, self.updating = step, False, False
         model.rounding = experiment.rounding.at(step / experiment.steps)
         self.seconds += time.perf_counter() - began
         return Report(
@@ -264,6 +268,12 @@ class Trainer:
                     for listener in listeners:
                         listener.hear(report)
             end = "finished"
+        except torch.OutOfMemoryError:
+            if not self.updating and not self.memory:
+                # The pictures did not fit: the step never happened, and there is all that the one before left.
+                self.optimizer.forget_gradients()
+                self.changing = False
+            raise
         finally:
             end = "failed" if self.changing else end
             # Each has its turn, in this order, whatever the one before raises.

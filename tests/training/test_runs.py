@@ -213,6 +213,75 @@ def test_a_training_that_diverges_keeps_its_last_checkpoint(tmp_path, monkeypatc
     assert all(value.isfinite().all() for value in load_file(last).values())
 
 
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.75 GiB\n and more lines"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_training_out_of_memory_saves_and_goes_on_as_if_nothing_had_happened(batch, tmp_path, monkeypatch, capsys):
+    from nfc_gs.model import SplatModel
+
+    calls = 33 * batch
+    render = SplatModel.render
+
+    def full(self, *arguments, **named):
+        nonlocal calls
+        # Not the looks at the held-out views, which are no steps.
+        calls -= "step" in named
+        picture = render(self, *arguments, **named)
+        if calls == 0 and "step" in named:
+            # Half way into the backward pass, too, some gradients would be there.
+            self.gaussians.means.grad = torch.ones_like(self.gaussians.means)
+            raise torch.OutOfMemoryError(FULL)
+        return picture
+
+    assert train(tmp_path / "whole", f"batch={batch}") == 0
+    monkeypatch.setattr(SplatModel, "render", full)
+    capsys.readouterr()
+    assert train(tmp_path / "toy", f"batch={batch}") == 2
+    said = capsys.readouterr().err.strip()
+    last = tmp_path / "toy/checkpoints/last.safetensors"
+    assert re.search(
+        r"cpu: out of memory in step 33 with \d+ Gaussians and pictures of up to (\d+)x\1 \(CUDA out of memory\)", said
+    )
+    assert str(last) in said and re.search(r"strategy\.cap_max=\d+, ", said) and "\n" not in said.split("nfc-gs: ")[-1]
+    assert read_record(last)["step"] == 32
+    assert nfc_gs("train", "--resume", tmp_path / "toy") == 0
+    one, other = (load_file(tmp_path / name / "checkpoints/last.safetensors") for name in ("whole", "toy"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_memory_that_ends_in_the_middle_of_an_update_keeps_the_last_checkpoint(tmp_path, monkeypatch, capsys):
+    from nfc_gs.training.optimizer import GaussianOptimizer
+
+    whole = GaussianOptimizer.step
+
+    def full(self, step, radii):
+        if step in (0, 33):
+            raise torch.OutOfMemoryError(FULL)
+        whole(self, step, radii)
+
+    monkeypatch.setattr(GaussianOptimizer, "step", full)
+    assert train(tmp_path / "toy") == 2
+    # In the very first step: nothing is there that would stand in the next attempt's way.
+    assert not (tmp_path / "toy").exists() and "last.safetensors" not in capsys.readouterr().err
+    monkeypatch.setattr(
+        GaussianOptimizer, "step", lambda self, step, radii: (whole if step == 0 else full)(self, step, radii)
+    )
+    assert train(tmp_path / "toy") == 2
+    assert read_record(tmp_path / "toy/checkpoints/last.safetensors")["step"] == 20
+
+
+def test_a_picture_that_does_not_fit_into_memory_is_one_line(trained, tmp_path, monkeypatch, capsys):
+    from nfc_gs.model import SplatModel
+
+    def full(self, *arguments, **named):
+        raise torch.OutOfMemoryError(FULL)
+
+    monkeypatch.setattr(SplatModel, "render", full)
+    assert nfc_gs("render", trained, "--output", tmp_path / "out") == 2
+    assert "CUDA out of memory: make the pictures smaller" in capsys.readouterr().err
+
+
 def test_a_last_look_that_was_interrupted_is_made_up_for(tmp_path, monkeypatch):
     from nfc_gs.training.trainer import Trainer
 

@@ -235,3 +235,13 @@ def test_points_that_are_none_are_refused(write):
     assert "points.npy: holds an array of shape (4, 2)" in refused(folder)
     (folder / "points.npy").write_text("x")
     assert "points.npy: is no NumPy array" in refused(folder)
+    np.save(folder / "points.npy", np.array(["1", "2"]))
+    assert "points.npy: holds no array of numbers" in refused(folder)
+    np.savez(folder / "points.npz", np.zeros((4, 3)))
+    (folder / "points.npz").replace(folder / "points.npy")
+    assert "points.npy: holds no array of numbers" in refused(folder)
+
+
+def test_a_scene_in_which_nothing_moves_may_be_photographed_by_one_camera_from_everywhere(write):
+    scene = HyperNerf(folder=write(meta=lambda index: {"warp_id": 5, "camera_id": 0})).load(0)
+    assert (len(scene.train), scene.times) == (4, (1.0,))

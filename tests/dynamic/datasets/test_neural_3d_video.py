@@ -265,6 +265,7 @@ def test_a_video_that_ends_early_is_said_when_it_is_read(write, monkeypatch):
         (np.zeros((3, 15)), r"shape \(3, 15\); it must be \[cameras, 17\]"),
         (np.zeros(17), r"shape \(17,\)"),
         (np.full((3, 17), math.nan), "row 0 holds NaN"),
+        (np.full((3, 17), "one"), "holds str96 values; it must hold numbers"),
         (np.ones((3, 17)), "row 0 is no rotation"),
         (np.stack([row(0), row(1), np.append(row(2)[:-1], 1.0)]), "row 2 states .* depths 2 to 1"),
         (np.stack([row(0), row(1)]), r"has 2 cameras, but there are 3 .*cam00 to cam02"),
