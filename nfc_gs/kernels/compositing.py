@@ -53,6 +53,7 @@ from nfc_gs.kernels.simd import (
     subtract,
     transpose,
 )
+from nfc_gs.kernels.threads import take
 from nfc_gs.kernels.tiles import (
     AHEAD,
     BLOCK,
@@ -163,9 +164,9 @@ def _find_pixels(x, y, pitch, channels, starts):
 
 @njit(**_SETTINGS)
 def composite(
-    first, step, lists, values, background, limits, transmittances, stops, channels_out, alpha_out
+    queue, lists, values, background, limits, transmittances, stops, channels_out, alpha_out
 ):  # fmt: skip
-    """Draws tiles first, first + step, ...: writes channels_out [H W C] and alpha_out [H W].
+    """Draws the tiles whose numbers it takes from `queue`: writes channels_out [H W C] and alpha_out [H W].
 
     Also writes what `composite_backward` needs: which splats touch which block (`lists.touches`), and for each of the
     tiles' 256 pixels, block by block, the transmittance left and the number of splats of its block that it looked at.
@@ -180,7 +181,8 @@ def composite(
     starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     weights = np.empty(_BATCH * LANES, np.float32)
     sums = np.empty(groups * GROUP * LANES, np.float32)
-    for tile in range(first, lists.starts.size - 1, step):
+    tile = take(queue)
+    while tile < lists.starts.size - 1:
         begin, end = lists.starts[tile], lists.starts[tile + 1]
         left, top = tile % lists.across * TILE, tile // lists.across * TILE
         touches = lists.touches[lists.groups[tile] * BLOCKS : lists.groups[tile + 1] * BLOCKS]
@@ -219,6 +221,7 @@ def composite(
                         alpha_out[row, column] = _ONE - transmittances[state + lane]
                         for channel in range(channels):
                             channels_out[row, column, channel] = sums[channel * LANES + lane]
+        tile = take(queue)
 
 
 @njit(**_SETTINGS)
@@ -281,14 +284,16 @@ def _composite_block(listed, local, stride, block, limits, through, weights, sum
 
 @njit(**_SETTINGS)
 def composite_backward(
-    first, step, lists, values, background, limits, transmittances, stops, grad_channels, grad_alpha, absgrad, weigh,
-    gradients,
+    queue, begin, end, lists, values, background, limits, transmittances, stops, grad_channels, grad_alpha, absgrad,
+    weigh, by_splat, spare, gradients,
 ):  # fmt: skip
-    """Writes the gradients of the splats, in tiles first, first + step, ..., to `gradients` [at least N + 1 rows, ...].
+    """Writes the splats' gradients, in those of the tiles begin .. end - 1 that it takes from `queue` (from 0), to `gradients`.
 
-    See GU, ... for the columns of a row, which is LOCAL + `padded(C, weigh)` long; ABS_X and ABS_Y only if `absgrad`,
-    and if `weigh` the sum of a splat's weights where channel C would be. The last row is scratch. `transmittances`
-    and `stops` are from `composite`.
+    A row of `gradients` is a splat's in all these tiles, if `by_splat` (no other thread may then write to it); or else its
+    row is that of the lists' entry, counted from the first of tile `begin`, and holds the gradient in one tile, for
+    `add_records` to add up. Row `spare` is scratch, of this thread alone. See GU, ... for the columns of a row, which is
+    LOCAL + `padded(C, weigh)` long; ABS_X and ABS_Y only if `absgrad`, and if `weigh` the sum of a splat's weights where
+    channel C would be. `transmittances` and `stops` are from `composite`.
     """
     channels = values.shape[1]
     stride = LOCAL + padded(channels, weigh)
@@ -305,8 +310,12 @@ def composite_backward(
     batch = np.zeros((4, LANES * LANES), np.float32)
     dots = np.empty(AT_ONCE * LANES, np.float32)
     starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
-    gradients[:] = _ZERO
-    for tile in range(first, lists.starts.size - 1, step):
+    if by_splat:
+        gradients[:] = _ZERO
+    while True:
+        tile = begin + take(queue)
+        if tile >= end:
+            break
         count_in_tile = lists.starts[tile + 1] - lists.starts[tile]
         if count_in_tile == 0:
             continue
@@ -328,7 +337,11 @@ def composite_backward(
                 multiply(load(transmittances, state), load(behind, 0)), incoming, absgrad, count_in_tile * stride,
                 batch, dots, starts, sums,
             )  # fmt: skip
-        _gather_moments(lists, tile, stride, local, sums, starts, places, gradients)
+        entry = np.int64(-1)
+        if not by_splat:
+            entry = lists.starts[tile] - lists.starts[begin]
+            gradients[entry : entry + count_in_tile] = _ZERO
+        _gather_moments(lists, tile, stride, local, sums, starts, places, entry, spare, gradients)
 
 
 @njit(**_SETTINGS)
@@ -518,16 +531,23 @@ def _add_moments(products, left, top, absgrad, absolute_x, absolute_y, starts, s
 
 
 @njit(**_SETTINGS)
-def _gather_moments(lists, tile, stride, local, sums, starts, places, gradients):
-    """Adds a tile's `sums` to its splats' `gradients`, the moments of place made into moments of u and v."""
+def _gather_moments(lists, tile, stride, local, sums, starts, places, entry, spare, gradients):
+    """Adds a tile's `sums` to its splats' `gradients`, the moments of place made into moments of u and v.
+
+    To the splats' rows, or, if `entry` is not negative, to the rows from there on.
+    """
     splats = lists.splats[lists.starts[tile] : lists.starts[tile + 1]]
-    spare = (gradients.shape[0] - 1) * stride
     for first in range(0, splats.size, LANES):
         for lane in range(LANES):
             k = first + lane
             starts[lane] = k * stride
-            places[lane] = np.int64(splats[k]) * stride if k < splats.size else spare
-            prefetch(gradients, np.int64(splats[min(k + LANES, splats.size - 1)]) * stride)
+            if k >= splats.size:
+                places[lane] = spare * stride
+            elif entry >= 0:
+                places[lane] = (entry + k) * stride
+            else:
+                places[lane] = np.int64(splats[k]) * stride
+                prefetch(gradients, np.int64(splats[min(k + LANES, splats.size - 1)]) * stride)
         u0, v0, p, q = load_columns(local, starts, U0)
         r, _, _, _ = load_columns(local, starts, R)
         s, sx, sy, sxx = load_columns(sums, starts, S1)
@@ -544,17 +564,30 @@ def _gather_moments(lists, tile, stride, local, sums, starts, places, gradients)
 
 
 @njit(**_SETTINGS)
+def add_records(first, last, splats, records, gradients):
+    """Adds the rows of `records`, of these `splats`, to the `gradients` [N _] of splats first .. last - 1, in their order.
+
+    In the order of the tiles, that is: so a splat's sum has the same bits whoever went through which tile.
+    """
+    stride = gradients.shape[1]
+    for entry in range(splats.size):
+        splat = np.int64(splats[entry])
+        if first <= splat < last:
+            for column in range(0, stride, GROUP):
+                add_four(gradients, splat * stride + column, records, entry * stride + column)
+
+
+@njit(**_SETTINGS)
 def spread_gradients(
     first, last, lists, radii, gradients, absgrad, weigh,
     grad_means2d, grad_covariances, grad_opacities, grad_values, grad_absolute, weights,
 ):  # fmt: skip
-    """Adds up the threads' `gradients` [threads N + 1 _] of splats first .. last - 1, in the inputs' own terms.
+    """Writes the `gradients` [at least N rows, _] of splats first .. last - 1 in the inputs' own terms.
 
     The gradient of -|U d|²/2 by the mean is Uᵀ U d, and by the covariance (Uᵀ U d)(Uᵀ U d)ᵀ / 2; `grad_covariances`
     holds (xx, xy, yy) with xy for both corners. `grad_absolute` only if `absgrad`, `weights` [N] only if `weigh`. Zeros
     for splats that are not drawn.
     """
-    row = np.empty(gradients.shape[2], np.float32)
     scale = _ONE / _SCALE
     for i in range(first, last):
         if radii[i, 0] == 0:
@@ -565,10 +598,7 @@ def spread_gradients(
             if weigh:
                 weights[i] = _ZERO
             continue
-        row[:] = gradients[0, i]
-        for thread in range(1, gradients.shape[0]):
-            for column in range(row.size):
-                row[column] += gradients[thread, i, column]
+        row = gradients[i]
         p, q, r = lists.rows[i * ROW + ROOT_P], lists.rows[i * ROW + ROOT_Q], lists.rows[i * ROW + ROOT_R]
         # d is from the mean to the pixel here: a splat grows where its mean comes nearer.
         grad_means2d[i, 0] = scale * p * row[GU]

@@ -81,6 +81,28 @@ def _tell(typing, array, row, column, value):  # type: ignore[no-untyped-def]
     return types.void(array, types.intp, types.intp, types.int64), generate
 
 
+@intrinsic
+def _add_one(typing, array):  # type: ignore[no-untyped-def]
+    """`array[0, 0] += 1` and what was there before, as one thing that no other thread comes between."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        data = context.make_array(signature.args[0])(context, builder, values[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(array), generate
+
+
+@njit(**_SETTINGS)
+def take(queue):
+    """The next number of a `queue` that threads share, each number for one of them: who is quick takes more."""
+    return _add_one(queue)
+
+
+def new_queue() -> np.ndarray:
+    """A queue for `take`, at 0; a line of the cache to itself."""
+    return np.zeros((1, _ROW), np.int64)
+
+
 def _place(context, builder, signature, values):  # type: ignore[no-untyped-def]
     data = context.make_array(signature.args[0])(context, builder, values[0]).data
     row = builder.mul(values[1], ir.Constant(values[1].type, _ROW))

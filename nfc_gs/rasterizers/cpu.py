@@ -1,9 +1,11 @@
 """Tiled, threaded SIMD rasterization on the CPU, by Numba kernels behind torch's autograd."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Splats
 from nfc_gs.core.rendering import ALPHA_MAX, ALPHA_MIN, SCREEN_BLUR, TRANSMITTANCE_MIN, Rendering
 from nfc_gs.kernels import compositing, projection, tiles
-from nfc_gs.kernels.threads import part, share, thread_count
+from nfc_gs.kernels.threads import new_queue, part, share, thread_count
 from nfc_gs.rasterizers.base import Rasterizer
 
 _LIMITS = compositing.Limits(np.float32(math.log2(ALPHA_MIN)), np.float32(ALPHA_MAX), np.float32(TRANSMITTANCE_MIN))
@@ -119,7 +121,9 @@ class _Scratch:
             self._spare[:] = [memory]
 
 
-_scratch = _Scratch()
+_scratch, _records = _Scratch(), _Scratch()
+# So many entries of the tiles' lists are recorded at a time in the backward pass, 12 MB of them for three channels.
+_BAND = 2**18
 
 
 class _Sums(NamedTuple):
@@ -158,9 +162,10 @@ class _Drawing:
         threads = thread_count()
         shape = (self.lists.height, self.lists.width)
         channels, alpha = np.empty((*shape, values.shape[1]), np.float32), np.empty(shape, np.float32)
+        queue = new_queue()
         share(
             lambda number: compositing.composite(
-                number, threads, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
+                queue, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
                 channels, alpha,
             ),
             threads,
@@ -213,44 +218,73 @@ class _Drawing:
         outgoing: tuple[np.ndarray, ...],
     ) -> _Sums:
         """What a backward pass adds up; `outgoing` takes the gradients of `shapes`, if there is any."""
-        threads = thread_count()
         count, channels = values.shape
         columns = compositing.LOCAL + compositing.padded(channels, weigh)
         shapes = ((count, 2), (count, 3), (count,), (count, channels), (count * absgrad, 2), (count * weigh,))
         sums = _Sums(*(np.empty(shape, np.float32) for shape in shapes))
-        with _scratch.borrow(threads, count + 1, columns) as gradients:
-            incoming = (grad_channels, grad_alpha)
-            self._composite_backward(values, background, *incoming, absgrad, weigh, gradients)
-            self._project_backward(gradients, absgrad, weigh, sums, outgoing)
+        with _scratch.borrow(count + 1, columns) as gradients:
+            composite = partial(self._composite_backward, values, background, grad_channels, grad_alpha, absgrad, weigh)
+            finish = partial(self._project_backward, gradients, absgrad, weigh, sums, outgoing)
+            if thread_count() == 1:
+                composite(0, len(self.lists.starts) - 1, gradients, by_splat=True)
+                finish(0, count)
+            else:
+                self._share_backward(composite, gradients, finish)
         return sums
 
-    def _composite_backward(self, values, background, grad_channels, grad_alpha, absgrad, weigh, gradients):
-        threads = len(gradients)
+    def _share_backward(
+        self, composite: Callable[..., None], gradients: np.ndarray, finish: Callable[[int, int], None]
+    ) -> None:
+        """On several threads: each takes the next tile, and what is recorded there is then added up in the tiles' order.
+
+        So the sums have the bits that they have on one thread, and a core that the machine lends to others for a while
+        holds nobody up. The records are of a band of tiles at a time, as they would need much memory at once.
+        """
+        threads, starts, count = thread_count(), self.lists.starts, len(self.radii)
+        last = len(starts) - 1
+        bands = [0]
+        while bands[-1] < last:
+            end = int(np.searchsorted(starts, starts[bands[-1]] + _BAND, "right")) - 1
+            bands.append(min(max(end, bands[-1] + 1), last))
+        for begin, end in pairwise(bands):
+            splats = self.lists.splats[starts[begin] : starts[end]]
+            with _records.borrow(len(splats) + threads, gradients.shape[1]) as records:
+                composite(begin, end, records, by_splat=False)
+
+                def add(number: int, begin=begin, end=end, splats=splats, records=records) -> None:
+                    mine = part(count, number, threads)
+                    if begin == 0:
+                        gradients[slice(*mine)] = 0
+                    compositing.add_records(*mine, splats, records, gradients)
+                    if end == last:
+                        finish(*mine)
+
+                share(add, threads)
+
+    def _composite_backward(
+        self, values, background, grad_channels, grad_alpha, absgrad, weigh, begin, end, gradients, *, by_splat
+    ):
+        """Tiles begin .. end - 1; see `compositing.composite_backward`, the last rows of `gradients` are scratch."""
+        threads, queue = 1 if by_splat else thread_count(), new_queue()
         share(
             lambda number: compositing.composite_backward(
-                number, threads, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
-                grad_channels, grad_alpha, absgrad, weigh, gradients[number],
+                queue, begin, end, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
+                grad_channels, grad_alpha, absgrad, weigh, by_splat, len(gradients) - threads + number, gradients,
             ),
             threads,
         )  # fmt: skip
 
-    def _project_backward(self, gradients, absgrad, weigh, sums, outgoing):
-        threads, count = len(gradients), len(self.radii)
-        by_depths = np.zeros(count, np.float32)
-
-        def spread(number: int) -> None:
-            first, last = part(count, number, threads)
-            compositing.spread_gradients(first, last, self.lists, self.radii, gradients, absgrad, weigh, *sums)
-            if not outgoing:
-                return
-            if self.depth:
-                by_depths[first:last] = sums.values[first:last, -1]
-            projection.project_backward(
-                first, last, *self.shapes, self.pinhole, self.radii, sums.means2d, sums.covariances, by_depths,
-                *outgoing,
-            )  # fmt: skip
-
-        share(spread, threads)
+    def _project_backward(self, gradients, absgrad, weigh, sums, outgoing, first, last):
+        """Splats first .. last - 1: from what the tiles gave to the inputs' gradients."""
+        compositing.spread_gradients(first, last, self.lists, self.radii, gradients, absgrad, weigh, *sums)
+        if not outgoing:
+            return
+        by_depths = np.zeros(len(self.radii), np.float32)
+        if self.depth:
+            by_depths[first:last] = sums.values[first:last, -1]
+        projection.project_backward(
+            first, last, *self.shapes, self.pinhole, self.radii, sums.means2d, sums.covariances, by_depths, *outgoing
+        )
 
 
 class _Draw(torch.autograd.Function):
@@ -277,7 +311,7 @@ class _Draw(torch.autograd.Function):
 
 @spec
 class Cpu(Rasterizer):
-    """Float32 on `thread_count()` threads; the same picture and gradients for the same number of threads."""
+    """Float32 on `thread_count()` threads; the same picture and gradients, bit for bit, for any number of them."""
 
     @property
     def device(self) -> str:

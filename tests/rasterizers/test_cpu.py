@@ -58,22 +58,29 @@ def test_the_same_number_of_threads_gives_the_same_bits(threads):
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
 
 
-def test_another_number_of_threads_gives_the_same_picture_and_gradients_but_for_the_order_of_sums():
+@pytest.mark.parametrize("band", [2**18, 700])
+@pytest.mark.parametrize("depth", [False, True])
+def test_another_number_of_threads_gives_the_same_bits(depth, band, monkeypatch):
+    # Of 700 entries a band there are several.
+    monkeypatch.setattr(cpu, "_BAND", band)
     before = thread_count()
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 16):
         set_thread_count(threads)
         splats = scenes.splats(500, 3, 2, torch.float32)
-        rendering = Cpu()(splats, scenes.camera(90, 70), torch.zeros(3))
-        rendering.channels.square().sum().backward()
-        results.append((rendering.channels, [getattr(splats, name).grad for name in scenes.INPUTS]))
+        rendering = Cpu()(splats, scenes.camera(90, 70), torch.full((3,), 0.3), depth=depth, absgrad=True, weights=True)
+        total = rendering.channels.square().sum() + rendering.alpha.cos().sum()
+        if depth:
+            total = total + rendering.depth.sin().sum()
+        total.backward()
+        gathered = rendering.gather(torch.linspace(-1, 1, 90 * 70).reshape(70, 90, 1))
+        results.append([
+            rendering.channels, rendering.alpha, *(getattr(splats, name).grad for name in scenes.INPUTS),
+            rendering.means2d.grad, rendering.absgrad(), rendering.weights(), *gathered,
+        ])  # fmt: skip
     set_thread_count(before)
-    (picture, gradients), *others = results
-    for other_picture, other_gradients in others:
-        assert torch.equal(picture, other_picture)
-        for one, other in zip(gradients, other_gradients, strict=True):
-            # A splat's gradient is one sum for each thread, and these are added: some float32 roundings of 6e-8 apart.
-            torch.testing.assert_close(one, other, rtol=0, atol=2e-6 * float(one.abs().max()))
+    for others in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
 
 
 def test_equal_depths_are_drawn_in_the_order_of_the_splats():
