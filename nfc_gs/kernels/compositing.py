@@ -164,9 +164,9 @@ def _find_pixels(x, y, pitch, channels, starts):
 
 @njit(**_SETTINGS)
 def composite(
-    queue, lists, values, background, limits, transmittances, stops, channels_out, alpha_out
+    queues, number, lists, values, background, limits, transmittances, stops, channels_out, alpha_out
 ):  # fmt: skip
-    """Draws the tiles whose numbers it takes from `queue`: writes channels_out [H W C] and alpha_out [H W].
+    """Draws the tiles that thread `number` takes from `queues`: writes channels_out [H W C] and alpha_out [H W].
 
     Also writes what `composite_backward` needs: which splats touch which block (`lists.touches`), and for each of the
     tiles' 256 pixels, block by block, the transmittance left and the number of splats of its block that it looked at.
@@ -181,8 +181,8 @@ def composite(
     starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     weights = np.empty(_BATCH * LANES, np.float32)
     sums = np.empty(groups * GROUP * LANES, np.float32)
-    tile = take(queue)
-    while tile < lists.starts.size - 1:
+    tile = take(queues, number)
+    while tile >= 0:
         begin, end = lists.starts[tile], lists.starts[tile + 1]
         left, top = tile % lists.across * TILE, tile // lists.across * TILE
         touches = lists.touches[lists.groups[tile] * BLOCKS : lists.groups[tile + 1] * BLOCKS]
@@ -221,7 +221,7 @@ def composite(
                         alpha_out[row, column] = _ONE - transmittances[state + lane]
                         for channel in range(channels):
                             channels_out[row, column, channel] = sums[channel * LANES + lane]
-        tile = take(queue)
+        tile = take(queues, number)
 
 
 @njit(**_SETTINGS)
@@ -284,10 +284,10 @@ def _composite_block(listed, local, stride, block, limits, through, weights, sum
 
 @njit(**_SETTINGS)
 def composite_backward(
-    queue, begin, end, lists, values, background, limits, transmittances, stops, grad_channels, grad_alpha, absgrad,
+    queues, number, begin, lists, values, background, limits, transmittances, stops, grad_channels, grad_alpha, absgrad,
     weigh, by_splat, spare, gradients,
 ):  # fmt: skip
-    """Writes the splats' gradients, in those of the tiles begin .. end - 1 that it takes from `queue` (from 0), to `gradients`.
+    """Writes the splats' gradients, in the tiles that thread `number` takes from `queues`, to `gradients`.
 
     A row of `gradients` is a splat's in all these tiles, if `by_splat` (no other thread may then write to it); or else its
     row is that of the lists' entry, counted from the first of tile `begin`, and holds the gradient in one tile, for
@@ -313,8 +313,8 @@ def composite_backward(
     if by_splat:
         gradients[:] = _ZERO
     while True:
-        tile = begin + take(queue)
-        if tile >= end:
+        tile = take(queues, number)
+        if tile < 0:
             break
         count_in_tile = lists.starts[tile + 1] - lists.starts[tile]
         if count_in_tile == 0:

@@ -27,6 +27,8 @@ _LOOK_OUT = 2e-3
 _BEGIN, _ENTER = 1e-4, 4e-5
 # What is in a worker's row, two lines of the cache long: the rounds it was asked for, has begun, and is done with.
 _ASKED, _BEGUN, _DONE, _ROW = 0, 1, 2, 16
+# What is in a row of `new_queues`: the next thing, and the one behind the last.
+_NEXT, _END = 0, 1
 # Light work on fewer numbers takes one thread some 0.2 ms: to share it would cost what it saves, or more.
 _WORTH_SHARING = 2**19
 _SETTINGS = {"nogil": True, "cache": True}
@@ -82,25 +84,40 @@ def _tell(typing, array, row, column, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _add_one(typing, array):  # type: ignore[no-untyped-def]
-    """`array[0, 0] += 1` and what was there before, as one thing that no other thread comes between."""
+def _add_one(typing, array, row, column):  # type: ignore[no-untyped-def]
+    """`array[row, column] += 1` and what was there before, as one thing that no other thread comes between."""
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        data = context.make_array(signature.args[0])(context, builder, values[0]).data
-        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+        place = _place(context, builder, signature, values)
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
 
-    return types.int64(array), generate
+    return types.int64(array, types.intp, types.intp), generate
 
 
 @njit(**_SETTINGS)
-def take(queue):
-    """The next number of a `queue` that threads share, each number for one of them: who is quick takes more."""
-    return _add_one(queue)
+def take(queues, number):
+    """The next thing for thread `number`, of those dealt by `new_queues`; -1 when there is none left.
+
+    Its own first, then what others have left: so neighbours stay on one core, and none waits for a core that is slow.
+    """
+    threads = queues.shape[0]
+    for other in range(threads):
+        row = (number + other) % threads
+        # Looked at first, or many that find nothing would keep those who do waiting.
+        if _look(queues, row, _NEXT) < queues[row, _END]:
+            taken = _add_one(queues, row, _NEXT)
+            if taken < queues[row, _END]:
+                return taken
+    return np.int64(-1)
 
 
-def new_queue() -> np.ndarray:
-    """A queue for `take`, at 0; a line of the cache to itself."""
-    return np.zeros((1, _ROW), np.int64)
+def new_queues(first: int, last: int, threads: int) -> np.ndarray:
+    """The numbers first .. last - 1 dealt out among threads, for `take`; a row a thread, two lines of the cache long."""
+    queues = np.zeros((threads, _ROW), np.int64)
+    for number in range(threads):
+        begin, end = part(last - first, number, threads)
+        queues[number, _NEXT], queues[number, _END] = first + begin, first + end
+    return queues
 
 
 def _place(context, builder, signature, values):  # type: ignore[no-untyped-def]

@@ -19,7 +19,7 @@ from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Splats
 from nfc_gs.core.rendering import ALPHA_MAX, ALPHA_MIN, SCREEN_BLUR, TRANSMITTANCE_MIN, Rendering
 from nfc_gs.kernels import compositing, projection, tiles
-from nfc_gs.kernels.threads import new_queue, part, share, thread_count
+from nfc_gs.kernels.threads import new_queues, part, share, thread_count
 from nfc_gs.rasterizers.base import Rasterizer
 
 _LIMITS = compositing.Limits(np.float32(math.log2(ALPHA_MIN)), np.float32(ALPHA_MAX), np.float32(TRANSMITTANCE_MIN))
@@ -162,10 +162,10 @@ class _Drawing:
         threads = thread_count()
         shape = (self.lists.height, self.lists.width)
         channels, alpha = np.empty((*shape, values.shape[1]), np.float32), np.empty(shape, np.float32)
-        queue = new_queue()
+        queues = new_queues(0, len(self.lists.starts) - 1, threads)
         share(
             lambda number: compositing.composite(
-                queue, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
+                queues, number, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
                 channels, alpha,
             ),
             threads,
@@ -265,10 +265,11 @@ class _Drawing:
         self, values, background, grad_channels, grad_alpha, absgrad, weigh, begin, end, gradients, *, by_splat
     ):
         """Tiles begin .. end - 1; see `compositing.composite_backward`, the last rows of `gradients` are scratch."""
-        threads, queue = 1 if by_splat else thread_count(), new_queue()
+        threads = 1 if by_splat else thread_count()
+        queues = new_queues(begin, end, threads)
         share(
             lambda number: compositing.composite_backward(
-                queue, begin, end, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
+                queues, number, begin, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
                 grad_channels, grad_alpha, absgrad, weigh, by_splat, len(gradients) - threads + number, gradients,
             ),
             threads,
