@@ -24,6 +24,8 @@ REACH_NEIGHBOURS = 3
 RIGID_NEIGHBOURS = 4
 # More bones than this cost more than a Gaussian has: each Gaussian has a weight, and two moments of it, for each bone.
 BONES_MAX = 1024
+# The bones' gradients are sums over so many stretches of Gaussians, whatever the number of threads.
+STRETCHES = 32
 # A cubic spline has four control points at least.
 CONTROLS_MIN = 4
 
@@ -366,12 +368,11 @@ class _Skin(torch.autograd.Function):
         threads = thread_count()
         by_logits = np.empty((len(means), ctx.num_bones), np.float32)
         by_means, by_quats = np.empty_like(means), np.empty_like(quats)
-        # One sum for each thread, added up in the order of the threads.
-        by_bones = np.zeros((threads, *padded.shape), np.float32)
+        by_bones = np.zeros((STRETCHES, *padded.shape), np.float32)
         saved, incoming = (padded, means, quats, weights, blends), (_array(by_moved), _array(by_turned))
         share(
             lambda number: skinning.backward(
-                *part(len(weights), number, threads), *saved, *incoming, by_logits, by_bones[number], by_means, by_quats
+                *part(STRETCHES, number, threads), *saved, *incoming, by_logits, by_bones, by_means, by_quats
             ),
             threads,
         )

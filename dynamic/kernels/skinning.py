@@ -300,15 +300,19 @@ def backward(
     by_means,
     by_quats,
 ):
-    """Writes the gradients of logits, means and quaternions in the blocks first .. last, and adds that of the bones.
+    """Writes the gradients of logits, means and quaternions in the stretches first .. last, and adds those of the bones.
 
-    `by_bones` [tall 16] belongs to the calling thread alone.
+    A stretch of blocks has a sum of its own in `by_bones` [stretches tall 16], so what is added up in which order does not
+    depend on the threads.
     """
-    tall = len(bones)
+    tall, blocks, stretches = len(bones), len(weights), len(by_bones)
     by_heights, pulls = np.empty(LANES * tall, np.float32), np.empty(LANES * NUMBERS, np.float32)
     some_means, some_quats = np.empty(3 * LANES, np.float32), np.empty(4 * LANES, np.float32)
     by_some_means, by_some_quats = np.empty(3 * LANES, np.float32), np.empty(4 * LANES, np.float32)
-    for block in range(first, last):
+    stretch = first
+    for block in range(blocks * first // stretches, blocks * last // stretches):
+        while block >= blocks * (stretch + 1) // stretches:
+            stretch += 1
         row, start = LANES * block, LANES * tall * block
         _few_columns(means, row, some_means)
         _few_columns(quats, row, some_quats)
@@ -326,4 +330,4 @@ def backward(
         _by_heights(weights, start, tall, bones, pulls, by_heights)
         _rows(by_heights, row, by_logits)
         transpose(pulls)
-        _by_bones(weights, start, tall, pulls, by_bones)
+        _by_bones(weights, start, tall, pulls, by_bones[stretch])

@@ -217,6 +217,26 @@ FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capaci
 
 
 @pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("files", [["toy.yaml"], ["toy.yaml", "methods/nfc.yaml"], ["dynamic/toy.yaml"]])
+def test_a_training_has_the_same_bits_on_any_number_of_threads(files):
+    from nfc_gs.config import load
+    from nfc_gs.kernels.threads import thread_count
+    from nfc_gs.training import run
+    from nfc_gs.training.experiment import Experiment
+
+    before, results = thread_count(), []
+    for threads in (1, 3):
+        settings = ["steps=60", "strategy.every=20", "callbacks={}", f"threads={threads}", "dataset.size=96"]
+        if "dynamic" in files[0]:
+            settings.append("deformation.warm_up=0.1")
+        trainer = run.build(load(Experiment, [REPOSITORY / "configs" / name for name in files], settings))
+        while trainer.done < 60:
+            trainer.step()
+        results.append([*trainer.model.gaussians.items(), *trainer.model.field.state_dict().items()])
+    run.use_threads(before)
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(*results, strict=True))
+
+
 def test_a_training_out_of_memory_saves_and_goes_on_as_if_nothing_had_happened(batch, tmp_path, monkeypatch, capsys):
     from nfc_gs.model import SplatModel
 
