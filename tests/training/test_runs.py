@@ -213,10 +213,6 @@ def test_a_training_that_diverges_keeps_its_last_checkpoint(tmp_path, monkeypatc
     assert all(value.isfinite().all() for value in load_file(last).values())
 
 
-FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.75 GiB\n and more lines"
-
-
-@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("files", [["toy.yaml"], ["toy.yaml", "methods/nfc.yaml"], ["dynamic/toy.yaml"]])
 def test_a_training_has_the_same_bits_on_any_number_of_threads(files):
     from nfc_gs.config import load
@@ -237,6 +233,10 @@ def test_a_training_has_the_same_bits_on_any_number_of_threads(files):
     assert all(torch.equal(one, other) for (_, one), (_, other) in zip(*results, strict=True))
 
 
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.75 GiB\n and more lines"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
 def test_a_training_out_of_memory_saves_and_goes_on_as_if_nothing_had_happened(batch, tmp_path, monkeypatch, capsys):
     from nfc_gs.model import SplatModel
 
