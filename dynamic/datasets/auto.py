@@ -7,6 +7,7 @@ from dynamic.datasets.base import DatasetError, MovingScene
 from dynamic.datasets.dnerf import DNerf
 from dynamic.datasets.hypernerf import HyperNerf
 from dynamic.datasets.neural_3d_video import Neural3DVideo
+from nfc_gs.captures.formats import other_format
 from nfc_gs.config import Folder, PositiveInt, spec
 from nfc_gs.core.scene import Scene
 
@@ -18,8 +19,6 @@ MARKERS = {
     "neural_3d_video": "poses_bounds.npy",
     "hypernerf": "dataset.json",
 }
-# Marks of still scenes, and the kind that reads them.
-STILL = {"transforms.json": "nerfstudio", "sparse": "colmap"}
 
 
 @spec
@@ -61,8 +60,9 @@ def find_kind(folder: Path) -> str:
         raise DatasetError(f"{folder}: has {markers}; say which is meant by dataset.kind=dynamic.datasets.{found[0]}")
     if not found:
         wanted = ", ".join(f"{marker} ({kind})" for kind, marker in MARKERS.items())
-        still = [f"; {mark} is there: dataset.kind={kind}" for mark, kind in STILL.items() if (folder / mark).exists()]
-        raise DatasetError(f"{folder}: is no moving scene known here; looked for {wanted}{''.join(still[:1])}")
+        raise DatasetError(
+            f"{folder}: is no moving scene known here; looked for {wanted}{other_format(folder, own='')}"
+        )
     return found[0]
 
 

@@ -83,8 +83,8 @@ def check_shots(source: Path, shots: Sequence[Shot], several_cameras: bool | Non
     if outside:
         times = [shot.time for shot in shots]
         raise DatasetError(
-            f"{source}: time of {outside[0].name} is {outside[0].time:g}; times must be in [0, 1], but the "
-            f"{len(shots)} of this file run from {min(times):g} to {max(times):g}"
+            f"{source}: time of {outside[0].name} is {outside[0].time:.9g}; times must be in [0, 1], but the "
+            f"{len(shots)} of this file run from {min(times):.9g} to {max(times):.9g}"
         )
     names = Counter(shot.name for shot in shots)
     twice = [name for name, count in names.items() if count > 1]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from dynamic.datasets.base import DatasetError, MovingScene, Shot, at_time, check_shots
+from nfc_gs.captures.formats import other_format
 from nfc_gs.captures.pictures import find_picture
 from nfc_gs.captures.transforms import Frame, read_transforms
 from nfc_gs.config import Folder, NonNegativeInt, PositiveFloat, PositiveInt, spec
@@ -37,6 +38,9 @@ class DNerf(MovingScene):
         """The scene, in the file's own coordinates; there are no points."""
         if not self.folder.is_dir():
             raise DatasetError(f"{self.folder}: no such folder; set dataset.folder to where transforms_train.json is")
+        first = self.folder / "transforms_train.json"
+        if not first.is_file():
+            raise DatasetError(f"{first}: no such file{other_format(self.folder, own=first.name)}")
         times = {"train": self._times("train")}
         if not self.test_every:
             path = self.folder / f"transforms_{self.test_split}.json"
@@ -78,7 +82,11 @@ class DNerf(MovingScene):
             )
         last = max(len(frames) - 1, 1)
         if timeless:
-            log.warning("%s: no frame has a `time`: frame i of %d is taken to be at i / %d", path, len(frames), last)
+            log.warning(
+                "%s: no frame has a `time`: frame i of %d is taken to be at i / %d; if nothing moves, use "
+                "configs/static/blender.yaml",
+                *(path, len(frames), last),
+            )
         times = [index / last if time is None else time for index, time in enumerate(stated)]
         shots = [
             Shot(name=frame.name, time=time, camera_to_world=frame.camera_to_world)

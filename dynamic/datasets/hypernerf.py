@@ -1,5 +1,6 @@
 """HyperNeRF's and Nerfies' layout: scene.json, dataset.json and metadata.json beside camera/ and rgb/."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ class HyperNerf(MovingScene):
             if not isinstance(names, list):
                 raise DatasetError(f"{path}: {key} is not a list of names of pictures")
         everything, train, test = ([str(name) for name in names] for names in lists.values())
+        for key, names in zip(lists, (everything, train, test), strict=True):
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise DatasetError(f"{path}: {key} names {twice[0]} more than once; name it once")
         if not test:
             everything = everything or train
             train, test = everything[::EVERY], everything[JUDGED::EVERY]

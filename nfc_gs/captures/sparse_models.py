@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from nfc_gs.captures.formats import other_format
 from nfc_gs.captures.pictures import DatasetError
 
 # What every model has; `rigs` and `frames` come with COLMAP 3.12.
@@ -35,7 +36,10 @@ def find_model(folder: Path, chosen: str | None) -> tuple[Path, dict[Path, int]]
             raise DatasetError(f"{place}: holds no cameras, images and points3D (.bin or .txt), nor do its subfolders")
         counts = {model: num_registered(model) for model in found}
         return max(found, key=lambda model: counts[model]), counts
-    raise DatasetError(f"{' and '.join(map(str, places))}: no such folder; COLMAP's sparse model is expected there")
+    hint = other_format(folder, own="sparse")
+    raise DatasetError(
+        f"{' and '.join(map(str, places))}: no such folder; COLMAP's sparse model is expected there{hint}"
+    )
 
 
 def num_registered(model: Path) -> int:

@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 
+from nfc_gs.captures.formats import other_format
 from nfc_gs.captures.pictures import Header, PictureFile, downscaled, find_picture, read_header
 from nfc_gs.captures.transforms import Frame, read_transforms
 from nfc_gs.config import Folder, NonNegativeInt, PositiveFloat, PositiveInt, spec
@@ -57,9 +58,8 @@ class Blender(Dataset):
     def _split(self, split: str) -> tuple[View, ...]:
         path = self.folder / f"transforms_{split}.json"
         if not path.is_file():
-            if split == "train" and (self.folder / "transforms.json").is_file():
-                raise DatasetError(f"{path}: no such file, but transforms.json is there: use dataset.kind=nerfstudio")
-            hint = "" if split == "train" else "; set dataset.test_every=8 to judge by every 8th training view instead"
+            hint = "; set dataset.test_every=8 to judge by every 8th training view instead"
+            hint = other_format(self.folder, own=path.name) if split == "train" else hint
             raise DatasetError(f"{path}: no such file{hint}")
         _, frames = read_transforms(path)
         headers = [self._header(frame) for frame in frames]

@@ -8,6 +8,7 @@ import numpy as np
 from plyfile import PlyData, PlyParseError
 
 from nfc_gs.captures.assembly import Background, Capture, assemble, every, split
+from nfc_gs.captures.formats import other_format
 from nfc_gs.captures.lenses import Lens
 from nfc_gs.captures.pictures import find_picture, read_header
 from nfc_gs.captures.transforms import Frame, read_transforms
@@ -55,6 +56,8 @@ class Nerfstudio(Dataset):
                 f"{self.folder}: no such folder; set dataset.folder to the one that holds transforms.json"
             )
         path = self.folder / "transforms.json"
+        if not path.is_file():
+            raise DatasetError(f"{path}: no such file{other_format(self.folder, own=path.name)}")
         content, frames = read_transforms(path)
         names = [(frame.name, frame.time) for frame in frames]
         if len(set(names)) < len(names):

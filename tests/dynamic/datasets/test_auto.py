@@ -5,7 +5,11 @@ import pytest
 from PIL import Image
 
 from dynamic.datasets.auto import Auto, find_kind
+from dynamic.datasets.dnerf import DNerf
 from nfc_gs.datasets.base import DatasetError
+from nfc_gs.datasets.blender import Blender
+from nfc_gs.datasets.colmap import Colmap
+from nfc_gs.datasets.nerfstudio import Nerfstudio
 
 
 @pytest.mark.parametrize(
@@ -32,7 +36,7 @@ def test_what_was_looked_for_is_said_in_one_line(tmp_path):
     for marker in ("transforms_train.json", "poses_bounds.npy", "dataset.json"):
         assert marker in message
     (tmp_path / "transforms.json").touch()
-    with pytest.raises(DatasetError, match=r"transforms\.json is there: dataset\.kind=nerfstudio"):
+    with pytest.raises(DatasetError, match=r"transforms\.json is there: its dataset\.kind is nerfstudio"):
         Auto(folder=tmp_path).load(0)
     with pytest.raises(DatasetError, match="no such folder"):
         Auto(folder=tmp_path / "nowhere").load(0)
@@ -60,3 +64,24 @@ def test_settings_reach_the_reader(tmp_path):
     assert [view.camera.time for view in scene.train] == [0.0, 2 / 3]
     assert [view.camera.time for view in scene.test] == [0.0, 1.0]
     assert scene.train[0].camera.width == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "marker", "message"),
+    [
+        (
+            Colmap,
+            "dataset.json",
+            "dataset.json is there: its dataset.kind is dynamic.datasets.hypernerf, a moving scene",
+        ),
+        (Nerfstudio, "poses_bounds.npy", "its dataset.kind is dynamic.datasets.neural_3d_video, a moving scene"),
+        (Blender, "poses_bounds.npy", "transforms_train.json: no such file; poses_bounds.npy is there"),
+        (DNerf, "sparse", "transforms_train.json: no such file; sparse is there: its dataset.kind is colmap"),
+        (DNerf, "nothing", "transforms_train.json: no such file$"),
+    ],
+)
+def test_a_folder_of_another_format_is_told_what_it_is(tmp_path, kind, marker, message):
+    (tmp_path / marker).touch()
+    with pytest.raises(DatasetError, match=message) as caught:
+        kind(folder=tmp_path).load(0)
+    assert "\n" not in str(caught.value)

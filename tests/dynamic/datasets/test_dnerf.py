@@ -115,6 +115,7 @@ def test_a_picture_is_named_once(write):
     ("time", "found"),
     [
         (1.5, "is 1.5; times must be in [0, 1]"),
+        (1.0000001, "is 1.0000001; times must be in [0, 1]"),
         (-0.1, "is -0.1"),
         (math.nan, "is nan"),
         ("0.3", "is '0.3'"),

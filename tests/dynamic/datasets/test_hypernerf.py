@@ -230,6 +230,12 @@ def test_missing_sizes_and_entries_are_said(write):
     assert "scale is 0" in refused(folder, downscale=4)
 
 
+def test_an_id_twice_is_refused_by_the_file_that_names_it(write):
+    folder = write(num=4)
+    edit(folder / "dataset.json", val_ids=["000001", "000001"])
+    assert "dataset.json: val_ids names 000001 more than once" in refused(folder)
+
+
 def test_points_that_are_none_are_refused(write):
     folder = write(points=np.zeros((4, 2)))
     assert "points.npy: holds an array of shape (4, 2)" in refused(folder)
