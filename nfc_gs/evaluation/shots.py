@@ -146,7 +146,8 @@ def shoot(film: Film, scene: Scene, model: SplatModel, mode: str, output: Path) 
 
     if ending in videos.ENDINGS:
         count = videos.write_film(frames(), output, film.fps)
-        return f"{output}: {count} frames, {width}x{height}{cut}, {count / film.fps:.1f} s at {film.fps:g} a second"
+        number = "1 frame" if count == 1 else f"{count} frames"
+        return f"{output}: {number}, {width}x{height}{cut}, {count / film.fps:.1f} s at {film.fps:g} a second"
     if ending == ".png":
         list(frames())
         write_png(videos.film_sheet(kept), output)
