@@ -6,8 +6,12 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nfc_gs.config import spec
+from nfc_gs.kernels import rows
+from nfc_gs.kernels import words as kernels
+from nfc_gs.kernels.threads import threads_for
 
 # Halvings of an interval of logits some 60 wide: a step of 4e-6, a hundredth of what `logits` promises.
 BISECTIONS = 24
@@ -162,3 +166,32 @@ def solve(
         short = value_at(middle) < values
         below, above = torch.where(short, middle, below), torch.where(short, above, middle)
     return (below + above) / 2
+
+
+def expected(logits: Float[Tensor, "*shape K"], weights: Float[Tensor, " K"]) -> Float[Tensor, "*shape"]:
+    """The weighted sum of the logits' sigmoids: what a word means where decoding is linear. Differentiable in the logits."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return _Expected.apply(logits, weights.to(torch.float32))
+    return torch.sigmoid(logits) @ weights.to(logits)
+
+
+class _Expected(torch.autograd.Function):
+    """`expected` by the compiled kernels."""
+
+    @staticmethod
+    def forward(ctx, logits, weights):  # type: ignore[no-untyped-def]
+        logits, values = logits.detach().contiguous(), torch.empty(logits.shape[:-1])
+        probabilities = torch.empty_like(logits)
+        arrays = [tensor.view(-1).numpy() for tensor in (logits, weights, probabilities, values)]
+        rows.split(kernels.expectations, values.numel(), threads_for(logits.numel()), *arrays)
+        ctx.save_for_backward(weights, probabilities)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        weights, probabilities = ctx.saved_tensors
+        by_logits = torch.empty_like(probabilities)
+        arrays = [tensor.view(-1).numpy() for tensor in (gradient.contiguous(), weights, probabilities, by_logits)]
+        rows.split(kernels.slopes, gradient.numel(), threads_for(probabilities.numel()), *arrays)
+        return by_logits, None

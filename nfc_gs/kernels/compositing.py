@@ -59,11 +59,7 @@ from nfc_gs.kernels.tiles import (
     BLOCK,
     BLOCKS,
     MEAN_X,
-    OPACITY,
-    ROOT_P,
-    ROOT_Q,
     ROOT_R,
-    ROW,
     TILE,
     find_rows,
     list_block,
@@ -86,10 +82,8 @@ AT_ONCE = 4
 
 _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
-_ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _ALL = np.uint32(2**LANES - 1)
-# The root of the inverse covariance is scaled by the square root of this.
-_SCALE = np.float32(0.5 / np.log(2))
 # Where in a block its lanes lie, from the middle of a tile to that of its first block's first pixel.
 _LANE_X = np.tile(np.arange(BLOCK, dtype=np.float32), BLOCK) - np.float32(TILE / 2 - 0.5)
 _LANE_Y = np.repeat(np.arange(BLOCK, dtype=np.float32), BLOCK) - np.float32(TILE / 2 - 0.5)
@@ -291,7 +285,7 @@ def composite_backward(
 
     A row of `gradients` is a splat's in all these tiles, if `by_splat` (no other thread may then write to it); or else its
     row is that of the lists' entry, counted from the first of tile `begin`, and holds the gradient in one tile, for
-    `add_records` to add up. Row `spare` is scratch, of this thread alone. See GU, ... for the columns of a row, which is
+    `gradients.add_records` to add up. Row `spare` is scratch, of this thread alone. See GU, ... for the columns of a row, which is
     LOCAL + `padded(C, weigh)` long; ABS_X and ABS_Y only if `absgrad`, and if `weigh` the sum of a splat's weights where
     channel C would be. `transmittances` and `stops` are from `composite`.
     """
@@ -561,57 +555,3 @@ def _gather_moments(lists, tile, stride, local, sums, starts, places, entry, spa
         for lane in range(min(LANES, splats.size - first)):
             for column in range(LOCAL, stride, GROUP):
                 add_four(gradients, places[lane] + column, sums, starts[lane] + column)
-
-
-@njit(**_SETTINGS)
-def add_records(first, last, splats, records, gradients):
-    """Adds the rows of `records`, of these `splats`, to the `gradients` [N _] of splats first .. last - 1, in their order.
-
-    In the order of the tiles, that is: so a splat's sum has the same bits whoever went through which tile.
-    """
-    stride = gradients.shape[1]
-    for entry in range(splats.size):
-        splat = np.int64(splats[entry])
-        if first <= splat < last:
-            for column in range(0, stride, GROUP):
-                add_four(gradients, splat * stride + column, records, entry * stride + column)
-
-
-@njit(**_SETTINGS)
-def spread_gradients(
-    first, last, lists, radii, gradients, absgrad, weigh,
-    grad_means2d, grad_covariances, grad_opacities, grad_values, grad_absolute, weights,
-):  # fmt: skip
-    """Writes the `gradients` [at least N rows, _] of splats first .. last - 1 in the inputs' own terms.
-
-    The gradient of -|U d|²/2 by the mean is Uᵀ U d, and by the covariance (Uᵀ U d)(Uᵀ U d)ᵀ / 2; `grad_covariances`
-    holds (xx, xy, yy) with xy for both corners. `grad_absolute` only if `absgrad`, `weights` [N] only if `weigh`. Zeros
-    for splats that are not drawn.
-    """
-    scale = _ONE / _SCALE
-    for i in range(first, last):
-        if radii[i, 0] == 0:
-            grad_means2d[i] = grad_covariances[i] = grad_values[i] = _ZERO
-            grad_opacities[i] = _ZERO
-            if absgrad:
-                grad_absolute[i] = _ZERO
-            if weigh:
-                weights[i] = _ZERO
-            continue
-        row = gradients[i]
-        p, q, r = lists.rows[i * ROW + ROOT_P], lists.rows[i * ROW + ROOT_Q], lists.rows[i * ROW + ROOT_R]
-        # d is from the mean to the pixel here: a splat grows where its mean comes nearer.
-        grad_means2d[i, 0] = scale * p * row[GU]
-        grad_means2d[i, 1] = scale * (q * row[GU] + r * row[GV])
-        square = scale * scale
-        grad_covariances[i, 0] = square * _HALF * p * p * row[GUU]
-        grad_covariances[i, 1] = square * p * (q * row[GUU] + r * row[GUV])
-        grad_covariances[i, 2] = square * _HALF * (q * (q * row[GUU] + (r + r) * row[GUV]) + r * r * row[GVV])
-        grad_opacities[i] = row[G1] / lists.rows[i * ROW + OPACITY]
-        if absgrad:
-            grad_absolute[i, 0] = scale * row[ABS_X]
-            grad_absolute[i, 1] = scale * row[ABS_Y]
-        for channel in range(grad_values.shape[1]):
-            grad_values[i, channel] = row[LOCAL + channel]
-        if weigh:
-            weights[i] = row[LOCAL + grad_values.shape[1]]

@@ -19,6 +19,7 @@ from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Splats
 from nfc_gs.core.rendering import ALPHA_MAX, ALPHA_MIN, SCREEN_BLUR, TRANSMITTANCE_MIN, Rendering
 from nfc_gs.kernels import compositing, projection, tiles
+from nfc_gs.kernels.gradients import add_records, spread_gradients
 from nfc_gs.kernels.threads import new_queues, part, share, thread_count
 from nfc_gs.rasterizers.base import Rasterizer
 
@@ -255,7 +256,7 @@ class _Drawing:
                     mine = part(count, number, threads)
                     if begin == 0:
                         gradients[slice(*mine)] = 0
-                    compositing.add_records(*mine, splats, records, gradients)
+                    add_records(*mine, splats, records, gradients)
                     if end == last:
                         finish(*mine)
 
@@ -277,7 +278,7 @@ class _Drawing:
 
     def _project_backward(self, gradients, absgrad, weigh, sums, outgoing, first, last):
         """Splats first .. last - 1: from what the tiles gave to the inputs' gradients."""
-        compositing.spread_gradients(first, last, self.lists, self.radii, gradients, absgrad, weigh, *sums)
+        spread_gradients(first, last, self.lists, self.radii, gradients, absgrad, weigh, *sums)
         if not outgoing:
             return
         by_depths = np.zeros(len(self.radii), np.float32)
