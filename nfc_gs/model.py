@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from nfc_gs.codes.base import TargetCode
-from nfc_gs.core import harmonics
+from nfc_gs.core import channels, harmonics
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Gaussians, Population, Splats
 from nfc_gs.core.rendering import Rendering
@@ -127,7 +127,7 @@ class SplatModel:
             scales=moved.log_scales.exp(),
             quats=moved.quats,
             opacities=self.opacities_of(moved),
-            values=torch.cat([colours, *extra.values()], 1) if extra else colours,
+            values=channels.join([colours, *extra.values()]) if extra else colours,
         )
         rendering = self.rasterizer(
             splats,
@@ -138,8 +138,8 @@ class SplatModel:
             weights=weights,
         )
         widths = [3, *(plane.shape[1] for plane in extra.values())]
-        # Splitting costs a copy in the backward pass, so it is done only where there is something to cut off.
-        parts = rendering.channels.split(widths, -1) if extra else (rendering.channels,)
+        # Cutting costs a copy both ways, so it is done only where there is something to cut off.
+        parts = channels.cut(rendering.channels, widths) if extra else (rendering.channels,)
         return Picture(
             rgb=parts[0],
             planes=dict(zip(extra, parts[1:], strict=True)),
