@@ -284,7 +284,7 @@ class Video:
         self._frames: Sequence[int] = ()
         self._target = (0, 0)
         self._lock = threading.Lock()
-        self._store: tempfile._TemporaryFileWrapper | None = None
+        self._store: UInt8[np.memmap, "N H W 3"] | None = None
 
     def open(self, frames: Sequence[int], size: tuple[int, int]) -> None:
         """Settles which frames are wanted, and their final size (width, height)."""
@@ -307,28 +307,28 @@ class Video:
         with self._lock:
             if self._store is None:
                 self._store = self._decode()
-            store = self._store
-        width, height = self._target
-        shape = (height, width, 3)
-        # Copy on write: torch refuses to share memory that it may not write to, and nobody writes.
-        rgb = np.memmap(store.name, dtype=np.uint8, mode="c", offset=index * height * width * 3, shape=shape)
-        return Photograph(rgb=rgb)
+        return Photograph(rgb=self._store[index])
 
-    def _decode(self) -> tempfile._TemporaryFileWrapper:
+    def _decode(self) -> UInt8[np.memmap, "N H W 3"]:
+        """The wanted frames, in one map: each map holds a file descriptor, of which a process may have few."""
         wanted = set(self._frames)
-        store = tempfile.NamedTemporaryFile(prefix="nfc-gs-", suffix=".frames")  # noqa: SIM115
+        width, height = self._target
         capture = self._capture()
         try:
-            for number in range(self._frames[-1] + 1):
-                if number not in wanted:
-                    if not capture.grab():
+            with tempfile.TemporaryFile(prefix="nfc-gs-", suffix=".frames") as store:
+                for number in range(self._frames[-1] + 1):
+                    if number not in wanted:
+                        if not capture.grab():
+                            raise self._cut_short(number)
+                        continue
+                    decoded, frame = capture.read()
+                    if not decoded:
                         raise self._cut_short(number)
-                    continue
-                decoded, frame = capture.read()
-                if not decoded:
-                    raise self._cut_short(number)
-                store.write(self._developed(frame).tobytes())
-            store.flush()
+                    store.write(self._developed(frame).tobytes())
+                store.flush()
+                # Writable, as torch wants what it shares (nobody writes), and shared with the file: a private map that is
+                # larger than the memory is refused.
+                return np.memmap(store, dtype=np.uint8, mode="r+", shape=(len(self._frames), height, width, 3))
         except OSError as error:
             raise DatasetError(
                 f"{tempfile.gettempdir()}: cannot take the frames of {self.path.name}: {error.strerror or error}; name "
@@ -336,7 +336,6 @@ class Video:
             ) from None
         finally:
             capture.release()
-        return store
 
     def _developed(self, frame: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return develop(np.ascontiguousarray(frame[..., ::-1]), size=self._target).rgb

@@ -1,4 +1,8 @@
+import errno
+import io
 import math
+import os
+import tempfile
 
 import cv2
 import numpy as np
@@ -167,6 +171,36 @@ def test_a_video_is_read_a_frame_at_a_time_and_takes_no_budget(write, monkeypatc
     assert store.held_bytes == 0
     assert store.written_bytes == 0
     store.close()
+
+
+def test_frames_of_a_video_that_are_held_take_no_descriptor_each(write):
+    resource = pytest.importorskip("resource", reason="limits of descriptors are Unix's")
+    scene = Neural3DVideo(folder=write(num=3, frames=12, form="video")).load(0)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A duplicate gets the lowest number that is free: so many are in use, and a few are left for the three videos.
+    used = os.dup(1)
+    os.close(used)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 12, before[1]))
+    try:
+        held = [view.read() for view in (*scene.train, *scene.test)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(held) == 36
+    for number, photograph in enumerate(held[:12]):
+        assert np.abs(photograph.rgb.astype(int) - level(1, number)).max() <= CODED_TOLERANCE
+
+
+def test_a_disk_that_is_full_is_named(write, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    scene = Neural3DVideo(folder=write(num=2, frames=4, form="video")).load(0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
+    with pytest.raises(
+        DatasetError, match=r"cannot take the frames of cam01.mp4: No space left on device; name a larger"
+    ):
+        scene.train[0].read()
 
 
 def test_part_of_a_clip_can_be_chosen(write):
