@@ -96,15 +96,23 @@ class Comparison:
 
 
 class LossTerm(abc.ABC):
-    """A weighted scalar of a comparison; it acts while `start` <= progress < `stop`, as shares of all steps."""
+    """A weighted scalar of a comparison; it acts while `start` <= progress < `stop`, as shares of all steps.
+
+    Of those steps it takes every `every`-th, with `every` times its weight: in the mean the same, for a part of the cost.
+    """
 
     weight: float
     start: float
     stop: float
+    every: int = 1
 
     def active(self, progress: float) -> bool:
         """Whether it acts at this share of the training."""
         return self.weight != 0 and self.start <= progress < self.stop
+
+    def acts(self, progress: float, step: int) -> bool:
+        """Whether it acts at this very step, from 1."""
+        return self.active(progress) and step % self.every == 0
 
     @abc.abstractmethod
     def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:

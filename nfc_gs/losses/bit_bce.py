@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nfc_gs.codes.identity import Identity
-from nfc_gs.config import ConfigError, spec
+from nfc_gs.config import ConfigError, PositiveInt, spec
 from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, cross_entropy, masked_mean
 
 
@@ -19,12 +19,14 @@ class BitBCE(PlaneLoss):
     the labels are noisy; the minimiser is nevertheless the mean word, which decodes to the mean colour.
 
     `weights`: every bit counts the same (`uniform`), or in proportion to what it adds to the value (`place`); their
-    mean is one. `eps`: beyond [eps, 1 - eps] the loss goes on as a straight line.
+    mean is one. `eps`: beyond [eps, 1 - eps] the loss goes on as a straight line. `every` k: it acts at every k-th step,
+    with k times its weight.
     """
 
     weight: float = 0.05
     start: float = 0.0
     stop: float = 1.0
+    every: PositiveInt = 1
     weights: Literal["place", "uniform"] = "uniform"
     eps: float = 0.02
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.codes.identity import Identity
 from nfc_gs.codes.thermometer import Thermometer
-from nfc_gs.config import ConfigError, PositiveFloat, kind_in, spec
+from nfc_gs.config import ConfigError, PositiveFloat, PositiveInt, kind_in, spec
 from nfc_gs.core.clipping import beyond, clipped, noise_of
 from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, mean_cross_entropy
 
@@ -35,12 +35,13 @@ class CodeBCE(PlaneLoss):
     numbers of this picture that are not clipped.
 
     `turns`: each step composites and classifies one of the K bits, the next step the next one: the same loss in the mean
-    over K steps, at the price of 3 planes instead of 3 K.
+    over K steps, at the price of 3 planes instead of 3 K. `every` k: it acts at every k-th step, with k times its weight.
     """
 
     weight: float = 0.3
     start: float = 0.0
     stop: float = 0.6
+    every: PositiveInt = 1
     code: Annotated[TargetCode | None, kind_in("nfc_gs.codes")] = None
     eps: float = 0.02
     turns: bool = True
@@ -111,7 +112,8 @@ class CodeBCE(PlaneLoss):
         return code.encode_bit(values, self._bit(appearance)) if self.turns else code.encode(values)
 
     def _bit(self, appearance: Appearance) -> int:
-        return appearance.step % self._labels(appearance.code).width
+        # Of the steps that it acts at, so that all bits have their turn whatever `every` is.
+        return appearance.step // self.every % self._labels(appearance.code).width
 
     def _labels(self, code: TargetCode) -> TargetCode:
         if self.code is not None:

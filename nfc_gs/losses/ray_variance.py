@@ -5,7 +5,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from nfc_gs.config import spec
+from nfc_gs.config import PositiveInt, spec
 from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, masked_mean
 
 
@@ -16,12 +16,13 @@ class RayVariance(PlaneLoss):
     The weights of a ray sum to 1, the background's included, so three more planes, the squared colours, are enough.
     `around`: C is the `photograph`, and then it is E_w[c^2] - 2 E_w[c] C + C^2, the squared error of the blend plus the
     variance of what is blended; or their `mean`, E_w[c], and then it is the variance E_w[c^2] - E_w[c]^2 alone, which
-    does not look at the photograph.
+    does not look at the photograph. `every` k: it acts at every k-th step, with k times its weight.
     """
 
     weight: float = 1.0
     start: float = 0.0
     stop: float = 1.0
+    every: PositiveInt = 1
     around: Literal["photograph", "mean"] = "photograph"
 
     def planes(self, appearance: Appearance) -> Float[Tensor, "N P"]:

@@ -109,7 +109,7 @@ class Trainer:
         model.field.advance(model.population(), progress)
         model.degree = min(experiment.schedule.sh_degree, self.done // experiment.schedule.sh_every)
         model.rounding = experiment.rounding.at(progress)
-        losses = {kind: loss for kind, loss in experiment.losses.items() if loss.active(progress)}
+        losses = {kind: loss for kind, loss in experiment.losses.items() if loss.acts(progress, step)}
         rates = self.optimizer.rates(self.done)
 
         if experiment.batch == 1:
@@ -167,7 +167,7 @@ class Trainer:
         self.changing = True
         with self._phase("losses"):
             comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
-            terms = {kind: loss.weight * loss(comparison) for kind, loss in losses.items()}
+            terms = {kind: loss.weight * loss.every * loss(comparison) for kind, loss in losses.items()}
             terms |= model.field.penalties(model.gaussians, camera.time)
         total = torch.stack(list(terms.values())).sum()
         looks = total.device.type == "cpu" or step % CHECK_EVERY == 1
@@ -384,10 +384,10 @@ def _check_losses(experiment: Experiment) -> None:
     losses = experiment.losses.values()
     changes = {0.0, *(share for loss in losses for share in (loss.start, loss.stop) if 0 < share < 1)}
     for share in sorted(changes):
-        if not any(loss.active(share) for loss in losses):
+        if not any(loss.active(share) and loss.every == 1 for loss in losses):
             raise TrainingError(
-                f"losses: none acts from {share:.0%} of the training on; give one a weight, a start and a stop about it, "
-                "as losses.l1.weight=0.8"
+                f"losses: none acts at every step from {share:.0%} of the training on; give one a weight, and a start and a "
+                "stop about it, as losses.l1.weight=0.8"
             )
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from nfc_gs.config import ConfigError
@@ -16,6 +17,7 @@ from nfc_gs.losses.dssim import DSSIM
 from nfc_gs.losses.l1 import L1
 from nfc_gs.losses.mse import MSE
 from nfc_gs.losses.opacity import Opacity
+from nfc_gs.losses.ray_variance import RayVariance
 from nfc_gs.losses.scale import Scale
 from nfc_gs.losses.value_bce import ValueBCE
 from tests.losses.comparisons import HEIGHT, WIDTH, comparison, random
@@ -201,6 +203,14 @@ def test_a_loss_acts_from_its_start_until_before_its_stop() -> None:
     loss = L1(start=0.25, stop=0.5)
     assert [loss.active(share) for share in (0.0, 0.25, 0.49, 0.5, 1.0)] == [False, True, True, False, False]
     assert not L1(weight=0.0).active(0.5)
+
+
+def test_a_loss_of_every_third_step_acts_at_steps_3_6_and_so_on_between_start_and_stop() -> None:
+    loss = RayVariance(every=3, stop=0.5)
+    assert [step for step in range(1, 11) if loss.acts(0.0, step)] == [3, 6, 9]
+    assert not loss.acts(0.5, 3)
+    with pytest.raises(ValidationError, match="every"):
+        RayVariance(every=0)
 
 
 def test_the_weights_of_3dgs_are_the_defaults() -> None:

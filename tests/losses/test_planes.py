@@ -114,18 +114,20 @@ def test_code_bce_without_a_code_is_thermometer_4_of_the_base_colours() -> None:
 @pytest.mark.parametrize(
     "code", [Thermometer(bits=3), Thermometer(bits=5, soft=False), Binary(bits=4, soft=1), Identity()]
 )
-def test_bits_that_take_turns_are_the_whole_loss_in_the_mean(code: TargetCode) -> None:
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
+def test_bits_that_take_turns_are_the_whole_loss_in_the_mean(code: TargetCode, every: int) -> None:
     logits = logits_of(code).requires_grad_()
     whole = CodeBCE(turns=False)(drawn(CodeBCE(turns=False), "code_bce", code, logits))
     width = 4 if isinstance(code, Identity) else code.width
-    loss = CodeBCE()
+    loss = CodeBCE(every=every)
     turns = []
-    for step in range(7, 7 + width):
+    for step in (step for step in range(7, 7 + every * width) if loss.acts(0.0, step)):
         case = seen(code, logits, TARGET, BACKGROUND)
         case = replace(case, appearance=replace(case.appearance, step=step))
         planes = blend(loss.planes(case.appearance), loss.background(BACKGROUND, case.appearance))
         assert planes.shape[-1] == 3
         turns.append(loss(replace(case, planes={"code_bce": planes})))
+    assert len(turns) == width
     mean = torch.stack(turns).mean()
     torch.testing.assert_close(mean, whole, **EXACT)
     torch.testing.assert_close(torch.autograd.grad(mean, logits)[0], torch.autograd.grad(whole, logits)[0], **EXACT)

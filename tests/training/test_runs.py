@@ -195,6 +195,28 @@ def test_a_step_that_breaks_off_is_not_saved(tmp_path, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_loss_of_every_second_step_weighs_twice_there_and_is_not_drawn_for_elsewhere():
+    from nfc_gs.benchmarks.loads import make_trainer, shells
+    from nfc_gs.rasterizers.cpu import Cpu
+
+    def terms(every):
+        # So small a weight that both trainings take the same steps.
+        losses = {"code_bce": {"weight": 1e-12, "turns": False, "every": every}}
+        trainer = make_trainer(shells(64, 0).seen(20, 20), "regression", Cpu(), 0, {"losses": losses})
+        try:
+            reports = [trainer.step() for _ in range(4)]
+        finally:
+            trainer.photographs.close()
+        return {r.step: (r.terms.get("code_bce"), list(r.picture.planes)) for r in reports}
+
+    always, second = terms(1), terms(2)
+    assert [planes for _, planes in always.values()] == [["code_bce"]] * 4
+    for step, (term, planes) in second.items():
+        assert planes == ([] if step % 2 else ["code_bce"])
+        # Adam makes steps of gradients that differ in their last bits.
+        assert (term is None) if step % 2 else (float(term) == pytest.approx(2 * float(always[step][0]), rel=1e-4))
+
+
 def test_a_training_that_diverges_keeps_its_last_checkpoint(tmp_path, monkeypatch, capsys):
     from nfc_gs.training.optimizer import GaussianOptimizer
 
@@ -394,8 +416,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint(trained, tmp_path, monkeypat
         (["train", "{toy}", "output={runs}", "name=toy"], "--resume"),
         (["train", "--resume", "{runs}/nowhere"], "no such run folder"),
         (["train", "--resume", "{runs}/toy", "steps=9"], "--resume takes its settings from the run folder"),
-        (["train", "{toy}", "losses.l1=null", "losses.dssim=null"], "none acts from 0%"),
-        (["train", "{toy}", "losses.l1.stop=0.5", "losses.dssim.stop=0.5"], "none acts from 50%"),
+        (["train", "{toy}", "losses.l1=null", "losses.dssim=null"], "none acts at every step from 0%"),
+        (
+            ["train", "{toy}", "losses.l1=null", "losses.dssim=null", "losses.ray_variance={{every: 2}}"],
+            "none acts at every step from 0%",
+        ),
+        (["train", "{toy}", "losses.l1.stop=0.5", "losses.dssim.stop=0.5"], "none acts at every step from 50%"),
         (
             ["train", "{toy}", "output=o", "losses.l1=null", "losses.dssim=null", "losses.opacity.weight=1"],
             "none compares",
