@@ -3,8 +3,26 @@
 import numpy as np
 from numba import float32, njit
 
-from nfc_gs.kernels.simd import LANES, above, add, below, divide, exp2, fill, load, multiply, select, store
+from nfc_gs.kernels.simd import (
+    LANES,
+    above,
+    add,
+    below,
+    divide,
+    exp2,
+    fill,
+    fma,
+    load,
+    load_columns,
+    multiply,
+    select,
+    store,
+    store_columns,
+    subtract,
+)
 
+# Bits that are loaded and stored at once, for 16 words.
+GROUP = 4
 _MINUS_LOG2E = np.float32(-np.log2(np.e))
 # exp2 takes no more; the sigmoid is then 1e-38, or one but for that.
 _FARTHEST = np.float32(126)
@@ -13,12 +31,19 @@ _SETTINGS = {"nogil": True, "fastmath": {"nsz", "contract", "reassoc", "arcp"}, 
 
 
 @njit(**_SETTINGS)
-def _sigmoids(logits, out, at):
+def _sigmoid(logits):
     """Sixteen sigmoids."""
-    exponent = multiply(load(logits, at), fill(_MINUS_LOG2E))
+    exponent = multiply(logits, fill(_MINUS_LOG2E))
     exponent = select(above(exponent, fill(_FARTHEST)), fill(_FARTHEST), exponent)
     exponent = select(below(exponent, fill(-_FARTHEST)), fill(-_FARTHEST), exponent)
-    store(out, at, divide(fill(float32(1)), add(fill(float32(1)), exp2(exponent))))
+    return divide(fill(float32(1)), add(fill(float32(1)), exp2(exponent)))
+
+
+@njit(**_SETTINGS)
+def _find_words(word, last, width, starts):
+    """Where 16 words begin from `word` on; beyond `last` the last one stands again, and is written again, the same."""
+    for lane in range(LANES):
+        starts[lane] = min(word + lane, last - 1) * width
 
 
 @njit(**_SETTINGS)
@@ -34,15 +59,18 @@ def expectations(first, last, logits, weights, probabilities, values):
         values: [N].
     """
     width = weights.size
+    if width % GROUP == 0:
+        _expect_groups(first, last, logits, weights, probabilities, values)
+        return
     begin, end = first * width, last * width
     whole = begin + (end - begin) // LANES * LANES
     for at in range(begin, whole, LANES):
-        _sigmoids(logits, probabilities, at)
+        store(probabilities, at, _sigmoid(load(logits, at)))
     if whole < end:
-        some, of_some = np.zeros(LANES, np.float32), np.empty(LANES, np.float32)
+        some = np.zeros(LANES, np.float32)
         some[: end - whole] = logits[whole:end]
-        _sigmoids(some, of_some, 0)
-        probabilities[whole:end] = of_some[: end - whole]
+        store(some, 0, _sigmoid(load(some, 0)))
+        probabilities[whole:end] = some[: end - whole]
     for word in range(first, last):
         total = float32(0)
         for bit in range(width):
@@ -51,11 +79,61 @@ def expectations(first, last, logits, weights, probabilities, values):
 
 
 @njit(**_SETTINGS)
+def _expect_groups(first, last, logits, weights, probabilities, values):
+    """`expectations` of words of whole groups of bits: a lane for each of 16 words."""
+    width = weights.size
+    starts, some = np.empty(LANES, np.int64), np.empty(LANES, np.float32)
+    for word in range(first, last, LANES):
+        _find_words(word, last, width, starts)
+        total = fill(float32(0))
+        for bit in range(0, width, GROUP):
+            a, b, c, d = load_columns(logits, starts, bit)
+            a, b, c, d = _sigmoid(a), _sigmoid(b), _sigmoid(c), _sigmoid(d)
+            store_columns(probabilities, starts, bit, a, b, c, d)
+            total = fma(fill(weights[bit]), a, fma(fill(weights[bit + 1]), b, total))
+            total = fma(fill(weights[bit + 2]), c, fma(fill(weights[bit + 3]), d, total))
+        if word + LANES <= last:
+            store(values, word, total)
+        else:
+            store(some, 0, total)
+            values[word:last] = some[: last - word]
+
+
+@njit(**_SETTINGS)
 def slopes(first, last, by_values, weights, probabilities, by_logits):
     """Writes the gradient of the logits of words first .. last, [N K] flat, from that of their values [N]."""
     width = weights.size
+    if width % GROUP == 0:
+        _slope_groups(first, last, by_values, weights, probabilities, by_logits)
+        return
     for word in range(first, last):
         pull = by_values[word]
         for bit in range(width):
             chance = probabilities[word * width + bit]
             by_logits[word * width + bit] = pull * weights[bit] * chance * (float32(1) - chance)
+
+
+@njit(**_SETTINGS)
+def _slope(pull, weight, chance):
+    """Sixteen slopes of one bit."""
+    return multiply(multiply(pull, fill(weight)), multiply(chance, subtract(fill(float32(1)), chance)))
+
+
+@njit(**_SETTINGS)
+def _slope_groups(first, last, by_values, weights, probabilities, by_logits):
+    """`slopes` of words of whole groups of bits."""
+    width = weights.size
+    starts, some = np.empty(LANES, np.int64), np.zeros(LANES, np.float32)
+    for word in range(first, last, LANES):
+        _find_words(word, last, width, starts)
+        if word + LANES <= last:
+            pull = load(by_values, word)
+        else:
+            some[: last - word] = by_values[word:last]
+            some[last - word :] = by_values[last - 1]
+            pull = load(some, 0)
+        for bit in range(0, width, GROUP):
+            a, b, c, d = load_columns(probabilities, starts, bit)
+            a, b = _slope(pull, weights[bit], a), _slope(pull, weights[bit + 1], b)
+            c, d = _slope(pull, weights[bit + 2], c), _slope(pull, weights[bit + 3], d)
+            store_columns(by_logits, starts, bit, a, b, c, d)

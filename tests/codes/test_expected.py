@@ -34,11 +34,16 @@ def test_logits_far_out_and_empty_ones_are_well():
     assert expected(torch.zeros(0, 3, 4), torch.ones(4)).shape == (0, 3)
 
 
+@pytest.mark.parametrize("width", [1, 4])
 @pytest.mark.parametrize("place", range(17))
-def test_a_logit_that_is_no_number_gives_a_value_that_is_none(place):
-    logits = torch.zeros(17, 1)
-    logits[place] = torch.nan
-    assert torch.equal(expected(logits, torch.ones(1)).isnan(), torch.arange(17) == place)
+def test_a_logit_that_is_no_number_gives_a_value_that_is_none(place, width):
+    logits = torch.zeros(17, width, requires_grad=True)
+    with torch.no_grad():
+        logits[place, place % width] = torch.nan
+    values = expected(logits, torch.ones(width))
+    assert torch.equal(values.isnan(), torch.arange(17) == place)
+    values.sum().backward()
+    assert int(logits.grad.isnan().sum()) == 1 and logits.grad[place, place % width].isnan()
 
 
 def test_a_row_that_is_not_contiguous_is_read_as_it_is():
@@ -46,13 +51,14 @@ def test_a_row_that_is_not_contiguous_is_read_as_it_is():
     torch.testing.assert_close(expected(logits, torch.ones(4)), logits.sigmoid().sum(-1), **CLOSE)
 
 
-def test_any_number_of_threads_gives_the_same_bits():
-    logits = torch.randn(200_001, 4, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("width", [3, 4, 8])
+def test_any_number_of_threads_gives_the_same_bits(width):
+    logits = torch.randn(200_001, width, generator=torch.Generator().manual_seed(0))
     before, results = thread_count(), []
     for threads in (1, 3):
         set_thread_count(threads)
         one = logits.clone().requires_grad_()
-        value = expected(one, torch.full((4,), 0.25))
+        value = expected(one, torch.full((width,), 0.25))
         value.cos().sum().backward()
         results.append((value, one.grad))
     set_thread_count(before)
