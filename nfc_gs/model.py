@@ -8,12 +8,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from nfc_gs.codes.base import TargetCode
-from nfc_gs.core import channels, harmonics
+from nfc_gs.core import channels
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Gaussians, Population, Splats
 from nfc_gs.core.rendering import Rendering
 from nfc_gs.core.rounding import UNROUNDED, Rounding, rounded
-from nfc_gs.core.scene import Photograph, Similarity
+from nfc_gs.core.scene import Photograph, Pixels, Similarity
 from nfc_gs.deformations.base import DeformationField
 from nfc_gs.kernels import pictures, rows
 from nfc_gs.kernels.threads import threads_for
@@ -116,7 +116,7 @@ class SplatModel:
         if background is None:
             background = torch.tensor(self.background, device=device)
         moved, base = self.at(camera.time)
-        colours = harmonics.evaluate(base, moved.harmonics, moved.means, camera.position, self.degree)
+        colours = self.rasterizer.shade(base, moved.harmonics, moved.means, camera.position, self.degree)
         appearance = Appearance(
             colours=colours, base=base, colour_logits=moved.colour_logits, code=self.code, step=step
         )
@@ -151,19 +151,20 @@ class SplatModel:
 
 
 def target_of(photograph: Photograph, background: Float[Tensor, "3"]) -> Target:
-    """A photograph's 8-bit arrays as float tensors on the background's device, transparent pixels composited over it."""
-    device = background.device
-    codes = torch.from_numpy(photograph.rgb)
-    alpha_codes = None if photograph.alpha is None else torch.from_numpy(photograph.alpha)
-    mask = None if photograph.mask is None else torch.from_numpy(photograph.mask).to(device)
-    if device.type == "cpu" and background.dtype == torch.float32:
-        rgb, alpha = _numbers(codes, alpha_codes, background)
-        return Target(rgb=rgb, alpha=alpha, mask=mask)
-    rgb, alpha = codes.to(device).float().div_(255), None
-    if alpha_codes is not None:
-        alpha = alpha_codes.to(device).float().div_(255)
+    """A photograph as float tensors on the background's device, transparent pixels composited over it."""
+    return compose(Pixels.of(photograph).map(lambda tensor: tensor.to(background.device)), background)
+
+
+def compose(pixels: Pixels, background: Float[Tensor, "3"]) -> Target:
+    """8-bit tensors as floats, transparent pixels composited over the background, which is on the same device."""
+    if background.device.type == "cpu" and background.dtype == torch.float32:
+        rgb, alpha = _numbers(pixels.rgb, pixels.alpha, background)
+        return Target(rgb=rgb, alpha=alpha, mask=pixels.mask)
+    rgb, alpha = pixels.rgb.float().div_(255), None
+    if pixels.alpha is not None:
+        alpha = pixels.alpha.float().div_(255)
         rgb = rgb + (1 - alpha)[..., None] * background
-    return Target(rgb=rgb, alpha=alpha, mask=mask)
+    return Target(rgb=rgb, alpha=alpha, mask=pixels.mask)
 
 
 def _numbers(

@@ -1,4 +1,4 @@
-"""Random choices that come out the same on every device: they are drawn on the CPU and then moved."""
+"""Random choices: those of the population are drawn on the CPU and then moved, so that they do not depend on the device."""
 
 import torch
 from jaxtyping import Float, Int
@@ -9,8 +9,16 @@ from nfc_gs.core.rotations import quats_to_matrices
 
 
 def standard_normals(like: Float[Tensor, "*shape"], generator: Generator) -> Float[Tensor, "*shape"]:
-    """Independent standard normals with the shape, type and device of `like`."""
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    """Independent standard normals with the shape, type and device of `like`.
+
+    On another device than the CPU it draws them itself, from a seed that is drawn from `generator`: some are needed at every
+    step. They are then other numbers than on the CPU.
+    """
+    if like.device.type == "cpu":
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    own = torch.Generator(like.device).manual_seed(seed)
+    return torch.randn(like.shape, generator=own, dtype=like.dtype, device=like.device)
 
 
 def choose_with_repeats(weights: Float[Tensor, " N"], count: int, generator: Generator) -> Int[Tensor, " count"]:

@@ -1,6 +1,6 @@
 """Photographs with their cameras, and a first guess of the geometry."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,32 @@ class Photograph:
         """The memory it takes: what is mapped from a file takes none, as the system may drop it when memory is short."""
         arrays = (self.rgb, self.alpha, self.mask)
         return sum(a.nbytes for a in arrays if a is not None and not isinstance(a, np.memmap))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """A photograph's arrays as tensors, on any device; see `Photograph`."""
+
+    rgb: UInt8[Tensor, "H W 3"]
+    alpha: UInt8[Tensor, "H W"] | None
+    mask: Bool[Tensor, "H W"] | None
+
+    @staticmethod
+    def of(photograph: Photograph) -> "Pixels":
+        """The same memory."""
+        arrays = (photograph.rgb, photograph.alpha, photograph.mask)
+        rgb, alpha, mask = (None if array is None else torch.from_numpy(array) for array in arrays)
+        assert rgb is not None
+        return Pixels(rgb=rgb, alpha=alpha, mask=mask)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (tensor for tensor in (self.rgb, self.alpha, self.mask) if tensor is not None)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Pixels":
+        """`change` applied to every tensor that there is."""
+        rgb, alpha, mask = (None if t is None else change(t) for t in (self.rgb, self.alpha, self.mask))
+        assert rgb is not None
+        return Pixels(rgb=rgb, alpha=alpha, mask=mask)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,6 +175,17 @@ class Auto(Rasterizer):
         """Where the chosen one's tensors live."""
         return choose().rasterizer.device
 
+    def shade(
+        self,
+        base: Float[Tensor, "N 3"],
+        harmonics: Float[Tensor, "N L 3"],
+        means: Float[Tensor, "N 3"],
+        position: Float[Tensor, "3"],
+        degree: int,
+    ) -> Float[Tensor, "N 3"]:
+        """See `Rasterizer`."""
+        return choose().rasterizer.shade(base, harmonics, means, position, degree)
+
     def __call__(
         self,
         splats: Splats,

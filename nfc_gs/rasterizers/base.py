@@ -19,6 +19,17 @@ class Rasterizer(abc.ABC):
         """Where its tensors live: "cpu" or "cuda"."""
 
     @abc.abstractmethod
+    def shade(
+        self,
+        base: Float[Tensor, "N 3"],
+        harmonics: Float[Tensor, "N L 3"],
+        means: Float[Tensor, "N 3"],
+        position: Float[Tensor, "3"],
+        degree: int,
+    ) -> Float[Tensor, "N 3"]:
+        """The colours seen from `position`: `nfc_gs.core.harmonics.evaluate`, by the backend's own kernels."""
+
+    @abc.abstractmethod
     def __call__(
         self,
         splats: Splats,
@@ -37,6 +48,6 @@ class Rasterizer(abc.ABC):
             background: the channels behind everything.
             depth: also the alpha-weighted depth (otherwise `Rendering.depth` is None).
             absgrad: also the sum over pixels of the absolute gradients of `means2d` (AbsGS, arXiv 2404.10484).
-            weights: also the sum over pixels of each splat's compositing weight, at hardly any cost on the CPU; gsplat
-                needs a pass of its own for it, when it is asked.
+            weights: also the sum over pixels of each splat's compositing weight, known after the backward pass, at hardly
+                any cost.
         """

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from nfc_gs.config import spec
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Splats
+from nfc_gs.core.harmonics import evaluate
 from nfc_gs.core.rendering import ALPHA_MAX, ALPHA_MIN, SCREEN_BLUR, TRANSMITTANCE_MIN, Rendering
 from nfc_gs.kernels import compositing, projection, tiles
 from nfc_gs.kernels.gradients import add_records, spread_gradients
@@ -319,6 +320,17 @@ class Cpu(Rasterizer):
     def device(self) -> str:
         """The CPU."""
         return "cpu"
+
+    def shade(
+        self,
+        base: Float[Tensor, "N 3"],
+        harmonics: Float[Tensor, "N L 3"],
+        means: Float[Tensor, "N 3"],
+        position: Float[Tensor, "3"],
+        degree: int,
+    ) -> Float[Tensor, "N 3"]:
+        """See `Rasterizer`."""
+        return evaluate(base, harmonics, means, position, degree)
 
     def __call__(
         self,

@@ -7,16 +7,18 @@ device; where they have not been run, take it as unproven.
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from nfc_gs.codes.identity import SH_C0
 from nfc_gs.config import UserError, spec
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Splats
@@ -27,6 +29,8 @@ from nfc_gs.rasterizers.base import Rasterizer
 KERNELS = "gsplat_cuda"
 # What one run of the CUDA compiler is reckoned to take, in bytes.
 COMPILER_BYTES = 3e9
+# gsplat's kernels draw no more at a time.
+MOST_CHANNELS = 513
 
 
 class NoGpuError(UserError):
@@ -103,21 +107,30 @@ def _leftovers_kept() -> Iterator[None]:
 
 
 @functools.cache
-def _rasterization() -> Callable[..., tuple[Tensor, Tensor, dict]]:
-    """gsplat's one function, once it is known that there is a device for it, and kernels."""
+def _gsplat() -> Any:
+    """gsplat's package, once it is known that there is a device for it, and kernels."""
     if not torch.cuda.is_available():
         raise NoGpuError("rasterizer gsplat: torch sees no CUDA device; use rasterizer.kind=cpu")
     try:
-        from gsplat import rasterization
+        import gsplat
     except ImportError as error:
         raise NoGpuError(f"rasterizer gsplat: cannot be imported ({error}); pip install 'nfc-gs[cuda]'") from None
     compile_kernels()
-    return rasterization
+    return gsplat
 
 
 @spec
 class Gsplat(Rasterizer):
-    """Draws on the CUDA device; float32. Unlike `cpu`, it does not look for splats that are not finite."""
+    """Draws on the CUDA device; float32. Unlike `cpu`, it does not look for splats that are not finite.
+
+    `packed`: what is kept between forward and backward holds the splats that are seen alone; less memory where a picture
+    shows a small part of the scene, and somewhat slower where it shows most of it. `antialiased`: a splat that the blur of
+    the screen widens becomes fainter by as much (Mip-Splatting, Yu et al. 2024); a scene trained so must be drawn so, which
+    most viewers of PLY files do not.
+    """
+
+    packed: bool = False
+    antialiased: bool = False
 
     @property
     def device(self) -> str:
@@ -126,8 +139,24 @@ class Gsplat(Rasterizer):
         Raises:
             NoGpuError: without one, or without gsplat.
         """
-        _rasterization()
+        _gsplat()
         return "cuda"
+
+    def shade(
+        self,
+        base: Float[Tensor, "N 3"],
+        harmonics: Float[Tensor, "N L 3"],
+        means: Float[Tensor, "N 3"],
+        position: Float[Tensor, "3"],
+        degree: int,
+    ) -> Float[Tensor, "N 3"]:
+        """See `Rasterizer`; by gsplat's kernel, which takes the base colour as the harmonic of degree 0."""
+        if degree == 0:
+            return base.relu()
+        used = harmonics[:, : (degree + 1) ** 2 - 1]
+        coefficients = torch.cat([(base / SH_C0)[:, None], used], 1)
+        shaded: Tensor = _gsplat().spherical_harmonics(degree, means - position, coefficients)
+        return shaded.relu()
 
     def __call__(
         self,
@@ -144,13 +173,28 @@ class Gsplat(Rasterizer):
         Raises:
             NoGpuError: without a CUDA device, or without gsplat.
         """
-        channels, alpha, meta = _draw(splats, camera, splats.values, background, depth, absgrad)
+        values, marks, count = splats.values, None, splats.values.shape[1]
+        if weights:
+            # A channel in which every splat is zero: with a gradient of ones it changes no other gradient, and the splats'
+            # own gradients in it are the sums of their weights.
+            marks = values.new_zeros(len(splats), 1, requires_grad=torch.is_grad_enabled())
+            values = torch.cat([values, marks], 1)
+            background = torch.cat([background, background.new_zeros(1)])
+        channels, alpha, meta = self._draw(splats, camera, values, background, depth, absgrad)
+        if marks is not None:
+            channels = _Marked.apply(channels, count)
         projected = meta["means2d"]
-        means2d = projected[0]
+        numbers = meta["gaussian_ids"] if self.packed else None
+
+        def whole(rows: Tensor) -> Tensor:
+            """Of all splats, what gsplat has of one picture's or of those seen."""
+            if numbers is None:
+                return rows[0]
+            return rows.new_zeros(len(splats), *rows.shape[1:]).index_copy_(0, numbers, rows)
+
+        means2d = whole(projected.detach())
         if projected.requires_grad:
-            means2d.retain_grad()
-            # gsplat's own tensor [1 N 2] comes before ours in the graph, so its gradient is passed on by hand.
-            projected.register_hook(functools.partial(_accumulate, means2d))
+            projected.register_hook(lambda gradient: _accumulate(means2d, whole(gradient)))
 
         def gather(picture: Float[Tensor, "H W P"]) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:
             # The gradient of a picture by its splats' values is their weights.
@@ -158,60 +202,103 @@ class Gsplat(Rasterizer):
             still = Splats(**{name: getattr(splats, name).detach() for name in _GEOMETRY}, values=splats.values)
             with torch.enable_grad():
                 values = incoming.new_zeros(len(splats), incoming.shape[-1], requires_grad=True)
-                drawn, _, _ = _draw(still, camera, values, values.new_zeros(values.shape[1]), False, False)
+                drawn, _, _ = self._draw(still, camera, values, values.new_zeros(values.shape[1]), False, False)
                 (sums,) = torch.autograd.grad(drawn, values, incoming)
             return sums[:, :-1], sums[:, -1]
 
         def absolute() -> Float[Tensor, "N 2"]:
-            return projected.absgrad[0]
+            return whole(projected.absgrad)
 
         def weigh() -> Float[Tensor, " N"]:
-            return gather(channels.new_zeros(camera.height, camera.width, 1))[1]
+            if marks is None or marks.grad is None:
+                raise RuntimeError("weights are known only after the backward pass")
+            return marks.grad[:, 0]
 
         return Rendering(
-            channels=channels[..., : splats.values.shape[1]],
+            channels=channels[..., :count],
             alpha=alpha,
             depth=channels[..., -1] if depth else None,
             means2d=means2d,
-            radii=meta["radii"][0],
+            radii=whole(meta["radii"]),
             gather=gather,
             absgrad=absolute if absgrad else None,
             weights=weigh if weights else None,
         )
 
+    def _draw(
+        self, splats: Splats, camera: Camera, values: Tensor, background: Tensor, depth: bool, absgrad: bool
+    ) -> tuple[Float[Tensor, "H W _"], Float[Tensor, "H W"], dict]:
+        """The picture (depth last, if asked for), its alpha, and gsplat's notes."""
+        channels, alphas, meta = _gsplat().rasterization(
+            means=splats.means,
+            quats=splats.quats,
+            scales=splats.scales,
+            opacities=splats.opacities,
+            colors=values,
+            viewmats=camera.world_to_camera.to(splats.means)[None],
+            Ks=_intrinsics(*camera.focal, *camera.centre, splats.means.device),
+            width=camera.width,
+            height=camera.height,
+            near_plane=camera.near,
+            eps2d=SCREEN_BLUR,
+            sh_degree=None,
+            packed=self.packed,
+            backgrounds=background.to(splats.means)[None],
+            render_mode="RGB+D" if depth else "RGB",
+            absgrad=absgrad,
+            rasterize_mode="antialiased" if self.antialiased else "classic",
+            # Of more than one chunk gsplat keeps the last one's absolute gradients alone.
+            channel_chunk=MOST_CHANNELS if absgrad else 32,
+        )
+        return channels[0], alphas[0, ..., 0], meta
+
 
 _GEOMETRY = ("means", "scales", "quats", "opacities")
 
 
-def _draw(
-    splats: Splats, camera: Camera, values: Tensor, background: Tensor, depth: bool, absgrad: bool
-) -> tuple[Float[Tensor, "H W _"], Float[Tensor, "H W"], dict]:
-    """The picture (depth last, if asked for), its alpha, and gsplat's notes."""
-    (fx, fy), (cx, cy) = camera.focal, camera.centre
-    intrinsics = splats.means.new_tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    channels, alphas, meta = _rasterization()(
-        means=splats.means,
-        quats=splats.quats,
-        scales=splats.scales,
-        opacities=splats.opacities,
-        colors=values,
-        viewmats=camera.world_to_camera.to(splats.means)[None],
-        Ks=intrinsics[None],
-        width=camera.width,
-        height=camera.height,
-        near_plane=camera.near,
-        eps2d=SCREEN_BLUR,
-        sh_degree=None,
-        packed=False,
-        backgrounds=background.to(splats.means)[None],
-        render_mode="RGB+D" if depth else "RGB",
-        absgrad=absgrad,
-    )
-    return channels[0], alphas[0, ..., 0], meta
+@functools.lru_cache(maxsize=4096)
+def _intrinsics(fx: float, fy: float, cx: float, cy: float, device: torch.device) -> Float[Tensor, "1 3 3"]:
+    """Kept, since a copy to the device makes the program wait for all that it was told before."""
+    return torch.tensor([[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]], device=device)
+
+
+class _Marked(torch.autograd.Function):
+    """Passes a picture on, and a gradient of ones back to the channel behind its first `count`, whatever comes for it."""
+
+    @staticmethod
+    def forward(ctx, channels, count):  # type: ignore[no-untyped-def]
+        ctx.count = count
+        return channels.view_as(channels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        gradient = gradient.clone()
+        gradient[..., ctx.count] = 1
+        return gradient, None
 
 
 def _accumulate(means2d: Tensor, gradient: Tensor) -> None:
-    means2d.grad = gradient[0].clone() if means2d.grad is None else means2d.grad + gradient[0]
+    means2d.grad = gradient.clone() if means2d.grad is None else means2d.grad + gradient
+
+
+def step_seen(
+    parameter: Tensor,
+    moments: Tensor,
+    squares: Tensor,
+    seen: Bool[Tensor, " N"],
+    rate: float,
+    fades: tuple[float, float],
+    epsilon: float,
+) -> None:
+    """One step of Adam of the rows [N ...] that were seen, in place, by gsplat's kernel.
+
+    That kernel corrects no bias; whoever wants it corrected, changes `rate` and `epsilon` (Kingma and Ba 2015, section 2).
+    """
+    assert parameter.grad is not None
+    _gsplat().cuda._wrapper.adam(
+        parameter.detach(), parameter.grad.contiguous(), moments, squares, seen, rate, *fades, epsilon
+    )
 
 
 Spec = Gsplat

@@ -11,7 +11,7 @@ from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Edit, Population
 from nfc_gs.core.rendering import Rendering
 from nfc_gs.core.sampling import sample_offsets
-from nfc_gs.strategies.base import Strategy, lengths
+from nfc_gs.strategies.base import Strategy
 
 # The scales of a split Gaussian's two children are its own divided by this (Kerbl et al. 2023).
 SPLIT_SHRINK = 1.6
@@ -85,9 +85,10 @@ class Classic(Strategy):
             pull = rendering.absgrad()
         assert pull is not None, "observe comes after the backward pass"
         # The gradient by pixels, times the pixels in half a picture: thresholds then hold at every resolution.
-        pull = pull * pull.new_tensor([camera.width / 2, camera.height / 2])
+        x, y = pull.unbind(1)
+        length = torch.hypot(x * (camera.width / 2), y * (camera.height / 2)).to(state["gradients"])
         drawn = (rendering.radii > 0).all(1)
-        state["gradients"] += torch.where(drawn, lengths(pull), 0).to(state["gradients"])
+        state["gradients"] += torch.where(drawn, length, 0)
         state["drawn"] += drawn
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from nfc_gs.deformations.base import DeformationField
 from nfc_gs.kernels import adam as kernels
 from nfc_gs.kernels import rows
 from nfc_gs.kernels.threads import thread_count
+from nfc_gs.rasterizers.gsplat import step_seen
 from nfc_gs.training.experiment import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -102,8 +103,8 @@ class GaussianOptimizer:
             if group["params"][0].grad is not None and group["params"][0].numel() > 0
         ]
         if not self.compiled:
+            assert seen is not None
             for parameter, numbers in steps:
-                assert seen is not None
                 _step_seen(parameter, self.adam.state[parameter], seen, *numbers)
             return
         drawn = np.empty(0, np.bool_) if seen is None else seen.numpy()
@@ -122,9 +123,9 @@ class GaussianOptimizer:
         """A parameter whose state is that of the step now due, and the step's numbers: betas, rate, root, epsilon."""
         state = self.adam.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), device=parameter.device)
-            state.update({name: torch.zeros_like(parameter) for name in MOMENTS})
-        state["step"] += 1
+            state.update({"step": torch.zeros(()), **{name: torch.zeros_like(parameter) for name in MOMENTS}})
+        # On the CPU, where reading it makes nobody wait; a checkpoint's is wherever it was put.
+        state["step"] = state["step"].cpu() + 1
         count = state["step"].item()
         fade, fade_squares = BETAS
         return parameter, (
@@ -190,8 +191,14 @@ def _step_seen(
     root: float,
     epsilon: float,
 ) -> None:
-    """The kernel's step of the rows that were seen, in torch."""
+    """The kernel's step of the rows that were seen: gsplat's where the device is a CUDA one, else in torch."""
     assert parameter.grad is not None
+    if parameter.device.type == "cuda":
+        # m c / (sqrt(v) r + e) with the corrections c and r is (c / r) m / (sqrt(v) + e / r).
+        step_seen(
+            parameter, state["exp_avg"], state["exp_avg_sq"], seen, rate / root, (fade, fade_squares), epsilon / root
+        )
+        return
     chosen = seen.nonzero()[:, 0]
     gradient = parameter.grad[chosen]
     moments = state["exp_avg"][chosen].lerp_(gradient, 1 - fade)

@@ -6,19 +6,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from nfc_gs.captures.feed import Feed, Wanted
 from nfc_gs.captures.photographs import PhotographStore
 from nfc_gs.config import UserError, dump, text
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.ordering import morton_order
-from nfc_gs.core.scene import Photograph, Scene
+from nfc_gs.core.scene import Scene
 from nfc_gs.evaluation import Evaluation, Lpips, evaluate
 from nfc_gs.losses.base import LossTerm, MemoryLoss, PlaneLoss
-from nfc_gs.model import Picture, SplatModel, Target, compare, target_of
+from nfc_gs.model import Picture, SplatModel, Target, compare, compose
 from nfc_gs.training.callbacks.base import End, Listener, Report, Session
 from nfc_gs.training.experiment import Experiment
 from nfc_gs.training.optimizer import GaussianOptimizer
@@ -28,6 +28,8 @@ from nfc_gs.training.ranks import ALONE, Gradients, Observation, Ranks, fingerpr
 CHECK_EVERY = 20
 # How many photographs are decoded ahead of the step that needs them.
 PREFETCH = 8
+# How many of them are copied to a CUDA device ahead.
+UPLOADS = 3
 # The held-out photographs' share of the memory and the disk for photographs.
 HELD_OUT_SHARE = 0.2
 
@@ -94,6 +96,10 @@ class Trainer:
             PhotographStore(views, int(share * memory), int(share * disk))
             for views, share in ((scene.train, 1 - HELD_OUT_SHARE), (scene.test, HELD_OUT_SHARE))
         )
+        self.feed = Feed(self.photographs.get, model.rasterizer.device)
+        # Copied once: a copy to a CUDA device makes the program wait for all that it was told before.
+        self._poses = torch.stack([view.camera.world_to_camera for view in scene.train]).to(model.rasterizer.device)
+        self._background = torch.tensor(model.background, device=model.rasterizer.device)
         self._milliseconds: dict[str, float] = {}
         self._order: list[int] = []
         self._epochs = 0
@@ -147,13 +153,13 @@ class Trainer:
         experiment, model = self.experiment, self.model
         step, progress = self.done + 1, self.done / experiment.steps
         with self._phase("data"):
-            factor = self.coarseness(self.done)
             background = self.background(number)
-            photograph = smaller(self.photographs.get(self.view_number(number)), factor)
-            ahead = range(self.ranks.count, self.ranks.count * PREFETCH, self.ranks.count)
-            self.photographs.prefetch([self.view_number(number + later) for later in ahead])
-            target = target_of(photograph, background)
-            height, width = photograph.rgb.shape[:2]
+            pixels = self.feed.get(self._wanted(number))
+            ahead = range(number + self.ranks.count, number + self.ranks.count * PREFETCH, self.ranks.count)
+            self.photographs.prefetch([self.view_number(later) for later in ahead])
+            self.feed.prefetch(self._wanted(later) for later in ahead[:UPLOADS])
+            target = compose(pixels, background)
+            height, width = pixels.rgb.shape[:2]
             camera = self.camera(number, width, height)
         with self._phase("render"):
             picture = model.render(
@@ -282,6 +288,7 @@ class Trainer:
                     closing.callback(self.ranks.leave)
                 closing.callback(self.held_out.close)
                 closing.callback(self.photographs.close)
+                closing.callback(self.feed.close)
                 for listener in reversed(listeners):
                     closing.callback(listener.close, end)
         return evaluation
@@ -312,8 +319,13 @@ class Trainer:
 
     def camera(self, look: int, width: int, height: int) -> Camera:
         """The camera of a look, for pictures of this size, with this look's noise on its time."""
-        camera = self.scene.train[self.view_number(look)].camera.resized(width, height)
-        return replace(camera, time=self.jittered(camera.time, look))
+        number = self.view_number(look)
+        camera = self.scene.train[number].camera.resized(width, height)
+        return replace(camera, world_to_camera=self._poses[number], time=self.jittered(camera.time, look))
+
+    def _wanted(self, look: int) -> Wanted:
+        """Which photograph a look needs, at which size."""
+        return Wanted(self.view_number(look), self.coarseness(look // self.experiment.batch))
 
     def window(self, step: int) -> float:
         """How far from the middle of the time a view may be to be looked at at this step."""
@@ -338,11 +350,12 @@ class Trainer:
 
     def background(self, look: int) -> Tensor:
         """The colour behind everything in this look, [3]."""
-        device = self.model.rasterizer.device
         if not self.scene.random_background:
-            return torch.tensor(self.model.background, device=device)
-        drawn = np.random.default_rng([self.experiment.seed, 1, look]).random(3, dtype=np.float32)
-        return torch.from_numpy(drawn).to(device)
+            return self._background
+        drawn = torch.from_numpy(np.random.default_rng([self.experiment.seed, 1, look]).random(3, dtype=np.float32))
+        if self._background.device.type == "cpu":
+            return drawn
+        return drawn.pin_memory().to(self._background.device, non_blocking=True)
 
     def coarseness(self, step: int) -> int:
         """By how much the pictures are downscaled at this step: it halves at equal steps until `coarse_until`."""
@@ -389,19 +402,6 @@ def _check_losses(experiment: Experiment) -> None:
                 f"losses: none acts at every step from {share:.0%} of the training on; give one a weight, and a start and a "
                 "stop about it, as losses.l1.weight=0.8"
             )
-
-
-def smaller(photograph: Photograph, factor: int) -> Photograph:
-    """The photograph downscaled by area averaging; a pixel counts if all that it is made of counts."""
-    if factor == 1:
-        return photograph
-    height, width = photograph.rgb.shape[:2]
-    size = (max(width // factor, 1), max(height // factor, 1))
-    alpha = None if photograph.alpha is None else cv2.resize(photograph.alpha, size, interpolation=cv2.INTER_AREA)
-    mask = None
-    if photograph.mask is not None:
-        mask = cv2.resize(photograph.mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.999
-    return Photograph(rgb=cv2.resize(photograph.rgb, size, interpolation=cv2.INTER_AREA), alpha=alpha, mask=mask)
 
 
 def hyperparameters(experiment: Experiment) -> Mapping[str, float | int | str]:
