@@ -235,8 +235,10 @@ def bench(kind: str, splats: int, size: str, device: str, repeats: int, block: i
 
     Of `channels24`, drawing 24 channels and their gradients, in turn with three.
     """
+    import torch
+
     from nfc_gs.benchmarks.loads import STEPS, make_trainer, shells
-    from nfc_gs.benchmarks.minimal import MinimalLoop, paired
+    from nfc_gs.benchmarks.minimal import MinimalLoop, Shot, paired, params_of_load
     from nfc_gs.benchmarks.stopwatch import clock
 
     width, height = (int(part) for part in size.split("x"))
@@ -248,8 +250,10 @@ def bench(kind: str, splats: int, size: str, device: str, repeats: int, block: i
 
     def minimal() -> Callable[[], object]:
         photograph = make_trainer(load.part(1, SEED), "regression", rasterizer, SEED).scene.train[0].read().rgb
-        rasterization, strategy = _gsplat(device)
-        return MinimalLoop(load, photograph, rasterization, strategy, device, STEPS).step
+        never = {"refine_start_iter": NEVER, "refine_stop_iter": NEVER, "reset_every": NEVER}
+        rasterization, strategy = _gsplat(device, never)
+        shots = [Shot(load.camera, torch.from_numpy(photograph))]
+        return MinimalLoop(params_of_load(load), shots, rasterization, strategy, device, STEPS).step
 
     makers: dict[str, dict[str, Callable[[], Callable[[], object]]]] = {
         "regression": {"regression": lambda: trainer("regression"), "minimal": minimal},
@@ -323,12 +327,12 @@ def _drawing(rasterizer: Any, load: Any, channels: int) -> Callable[[], object]:
     return draw
 
 
-def _gsplat(device: str) -> tuple[Callable[..., Any], Any]:
-    """gsplat's own function and strategy, which counts in every step and never changes the population."""
+def _gsplat(device: str, settings: dict[str, Any]) -> tuple[Callable[..., Any], Any]:
+    """gsplat's own function and strategy, which counts in every step."""
     if device == "cuda":
         from gsplat import DefaultStrategy, rasterization
 
-        return rasterization, DefaultStrategy(refine_start_iter=NEVER, refine_stop_iter=NEVER, reset_every=NEVER)
+        return rasterization, DefaultStrategy(**settings)
     return rasterization_on_cpu, IdleStrategy()
 
 
@@ -352,12 +356,12 @@ class IdleStrategy:
 
 def rasterization_on_cpu(
     *, means: Any, quats: Any, scales: Any, opacities: Any, colors: Any, viewmats: Any, Ks: Any,
-    width: int, height: int, near_plane: float, eps2d: float, sh_degree: int, packed: bool,
+    width: int, height: int, near_plane: float, eps2d: float, sh_degree: int, packed: bool, backgrounds: Any,
 ) -> tuple[Any, Any, dict[str, Any]]:  # fmt: skip
     """In the dry run, in the place of `gsplat.rasterization`: drawn by this project's rasterizer for the CPU."""
     import torch
 
-    from nfc_gs.benchmarks.minimal import SH_C0
+    from nfc_gs.codes.identity import SH_C0
     from nfc_gs.core.camera import Camera
     from nfc_gs.core.gaussians import Splats
     from nfc_gs.core.harmonics import evaluate
@@ -376,7 +380,7 @@ def rasterization_on_cpu(
     )
     shaded = evaluate(SH_C0 * colors[:, 0] + 0.5, colors[:, 1:], means, camera.position, sh_degree)
     splats = Splats(means=means, scales=scales, quats=quats, opacities=opacities, values=shaded)
-    rendering = Cpu()(splats, camera, torch.zeros(3))
+    rendering = Cpu()(splats, camera, torch.zeros(3) if backgrounds is None else backgrounds[0])
     return rendering.channels[None], rendering.alpha[None, ..., None], {"means2d": rendering.means2d[None]}
 
 
@@ -384,6 +388,8 @@ def train(method: str, config: Path, steps: int, device: str, folder: Path) -> d
     """Trains from a configuration, or goes on where the last call was broken off, and evaluates."""
     from nfc_gs import cli
 
+    if method == "minimal":
+        return _train_minimal(config, steps, device, folder)
     run = folder / f"train_{config.stem}_{method}_{steps}"
     if (run / "checkpoints/last.safetensors").exists():
         arguments = ["train", "--resume", str(run)]
@@ -399,6 +405,67 @@ def train(method: str, config: Path, steps: int, device: str, folder: Path) -> d
     # Nothing learned leaves a picture at some ten dB; how good it should be is the configuration's.
     ok = record["psnr"] is not None and record["steps"] == steps
     return {"ok": ok, "method": method, "config": config.stem, **{name: record[name] for name in names}}
+
+
+def _train_minimal(config: Path, steps: int, device: str, folder: Path) -> dict[str, Any]:
+    """The same scene, rates and thresholds by the minimal loop around gsplat's own functions; begins anew when called again."""
+    import torch
+
+    from nfc_gs.benchmarks.minimal import MinimalLoop, Shot, params_of_gaussians, rates_of
+    from nfc_gs.benchmarks.stopwatch import clock
+    from nfc_gs.config import load
+    from nfc_gs.core.ssim import mean_ssim
+    from nfc_gs.evaluation.metrics import psnr
+    from nfc_gs.model import target_of
+    from nfc_gs.strategies.classic import GROW_GRADIENT, Classic
+    from nfc_gs.training.experiment import Experiment
+    from nfc_gs.training.run import build
+
+    kind = "gsplat" if device == "cuda" else "cpu"
+    wanted = [f"steps={steps}", f"rasterizer.kind={kind}", f"output={folder}", "name=minimal"]
+    experiment = load(Experiment, [config, REPOSITORY / "configs/methods/regression.yaml"], wanted)
+    rule = experiment.strategy
+    if not isinstance(rule, Classic) or experiment.schedule.coarse != 1:
+        sys.exit(
+            f"{config}: the minimal loop has gsplat's DefaultStrategy: strategy.kind=classic, and pictures of one size"
+        )
+    trainer = build(experiment)
+    scene = trainer.scene
+    settings = {
+        "prune_opa": rule.prune_opacity, "grow_grad2d": rule.grow_gradient or GROW_GRADIENT, "grow_scale3d": rule.grow_scale,
+        "prune_scale3d": rule.prune_scale, "refine_start_iter": rule.start, "refine_stop_iter": rule.stop,
+        "reset_every": rule.reset_every, "refine_every": rule.every,
+    }  # fmt: skip
+    rasterization, strategy = _gsplat(device, settings)
+    background = torch.tensor(scene.background)
+    shots = []
+    for number, view in enumerate(scene.train):
+        rgb = target_of(trainer.photographs.get(number), background).rgb
+        shots.append(Shot(view.camera, (rgb * 255).round().to(torch.uint8)))
+    loop = MinimalLoop(
+        params_of_gaussians(trainer.model.gaussians), shots, rasterization, strategy, device, steps,
+        rates=rates_of(experiment.optimizer), scene_scale=scene.extent, sh_every=experiment.schedule.sh_every,
+        background=background, seed=experiment.seed,
+    )  # fmt: skip
+    now = clock(0, device)
+    began = now()
+    for _ in range(steps):
+        loop.step()
+    seconds = now() - began
+    found = []
+    for number, rgb in enumerate(loop.pictures([view.camera for view in scene.test])):
+        target = target_of(trainer.held_out.get(number), background.to(rgb)).rgb
+        shown = rgb.clamp(0, 1)
+        found.append((float(psnr(shown, target)), float(mean_ssim(shown, target))))
+    sizes = {f"{view.camera.width}x{view.camera.height}" for view in scene.test}
+    for part in (trainer.feed, trainer.photographs, trainer.held_out):
+        part.close()
+    return {
+        "ok": True, "method": "minimal", "config": config.stem, "steps": steps, "train_seconds": seconds,
+        "psnr": sum(score for score, _ in found) / len(found), "ssim": sum(score for _, score in found) / len(found),
+        "num_gaussians": len(loop.params["means"]), "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "resolution": ", ".join(sorted(sizes)), "num_test_views": len(found),
+    }  # fmt: skip
 
 
 def main() -> None:

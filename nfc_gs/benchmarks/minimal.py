@@ -5,7 +5,8 @@ interface of gsplat 1.5.3. The functions are handed in, because gsplat stays beh
 be run without a CUDA device, over a stand-in.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,11 +15,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from nfc_gs.benchmarks.loads import Load
+from nfc_gs.codes.identity import SH_C0
+from nfc_gs.core.camera import Camera
+from nfc_gs.core.gaussians import Gaussians
 from nfc_gs.core.rendering import SCREEN_BLUR
 from nfc_gs.core.ssim import mean_ssim
+from nfc_gs.training.experiment import OptimizerSettings
 
-# The constant harmonic, in whose units 3DGS keeps a colour.
-SH_C0 = 0.28209479177387814
 # The rates of 3DGS (Kerbl et al. 2023) for a scene of radius one; that of the means falls to a hundredth.
 RATES = {
     "means": 1.6e-4,
@@ -52,73 +55,97 @@ class GsplatStrategy(Protocol):
         """Called after the optimizers' steps."""
 
 
+@dataclass(frozen=True)
+class Shot:
+    """A camera and what it photographed: 8 bits, transparent pixels composited over the background, in main memory."""
+
+    camera: Camera
+    rgb: UInt8[Tensor, "H W 3"]
+
+
 class MinimalLoop:
-    """Steps of regression on one photograph, from the splats of a load.
+    """Steps of regression, one photograph each.
 
     Args:
-        load: where it begins; its camera takes the photograph. Colours and opacities are kept within 0.01 and 0.99, as
-            `make_trainer` keeps them.
-        photograph: what is to be seen; as in a data loader, it lies in main memory and is copied in each step.
+        params: the splats to begin with, by gsplat's names: `means`, `scales` (logarithms), `quats`, `opacities` (logits),
+            `sh0` [N 1 3] and `shN` [N K 3].
+        shots: what is looked at, all once an epoch in an order drawn from `seed`; as in a data loader, a photograph lies in
+            page-locked memory and is copied in each step.
         rasterization: `gsplat.rasterization`, or what has its signature.
-        strategy: gsplat's, set so that the population does not change while it is timed.
+        strategy: gsplat's.
         device: where the tensors live.
         steps: the length of the schedule.
+        rates: Adam's, by `params`' names; that of the means is times `scene_scale`, and falls to a hundredth.
+        sh_every: the steps after which the next degree of the harmonics joins; 0: all are used from the start.
+        background: the colour behind everything, [3].
     """
 
     def __init__(
         self,
-        load: Load,
-        photograph: UInt8[np.ndarray, "H W 3"],
+        params: Mapping[str, Tensor],
+        shots: Sequence[Shot],
         rasterization: Callable[..., tuple[Tensor, Tensor, dict[str, Any]]],
         strategy: GsplatStrategy,
         device: str,
         steps: int,
+        *,
+        rates: Mapping[str, float] = RATES,
+        scene_scale: float = 1.0,
+        sh_every: int = 0,
+        background: Float[Tensor, "3"] | None = None,
+        seed: int = 0,
     ) -> None:
-        self.rasterization, self.strategy = rasterization, strategy
-        camera, splats = load.camera, load.splats
-        self.width, self.height, self.near = camera.width, camera.height, camera.near
-        (fx, fy), (cx, cy) = camera.focal, camera.centre
-        self.intrinsics = torch.tensor([[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]], device=device)
-        self.world_to_camera = camera.world_to_camera.to(device)[None]
-        self.photograph = torch.from_numpy(photograph)
-        tensors = {
-            "means": splats.means,
-            "scales": splats.scales.log(),
-            "quats": splats.quats,
-            "opacities": splats.opacities.clamp(0.01, 0.99).logit(),
-            "sh0": ((splats.values.clamp(0.01, 0.99) - 0.5) / SH_C0)[:, None],
-            "shN": load.harmonics,
-        }
-        self.params = nn.ParameterDict({name: value.to(device).clone() for name, value in tensors.items()})
+        self.rasterization, self.strategy, self.device, self.sh_every = rasterization, strategy, device, sh_every
+        self.cameras = [shot.camera.to(device) for shot in shots]
+        pinned = device != "cpu"
+        self.photographs = [shot.rgb.pin_memory() if pinned else shot.rgb for shot in shots]
+        self.intrinsics = [_intrinsics(shot.camera).to(device) for shot in shots]
+        self.background = None if background is None else background.to(device)[None]
+        self.params = nn.ParameterDict({name: value.detach().to(device).clone() for name, value in params.items()})
         self.optimizers = {
-            name: torch.optim.Adam([{"params": [self.params[name]], "lr": rate}], eps=EPSILON, fused=True)
-            for name, rate in RATES.items()
+            name: torch.optim.Adam(
+                [{"params": [self.params[name]], "lr": rate * (scene_scale if name == "means" else 1)}],
+                eps=EPSILON,
+                fused=True,
+            )
+            for name, rate in rates.items()
         }
         self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizers["means"], MEANS_FINAL ** (1 / steps))
         strategy.check_sanity(self.params, self.optimizers)
-        self.state = strategy.initialize_state(scene_scale=1.0)
-        self.done = 0
+        self.state = strategy.initialize_state(scene_scale=scene_scale)
+        self.generator, self.done = np.random.default_rng(seed), 0
+        self.order: list[int] = []
 
-    def step(self) -> Float[Tensor, ""]:
-        """One step; returns the loss before it."""
-        params, step = self.params, self.done
-        target = self.photograph.to(params["means"].device) / 255.0
+    def draw(self, camera: Camera, intrinsics: Float[Tensor, "3 3"]) -> tuple[Float[Tensor, "H W 3"], dict[str, Any]]:
+        """What a camera on the device sees, and gsplat's notes."""
+        params = self.params
+        degree = SH_DEGREE if self.sh_every == 0 else min(SH_DEGREE, self.done // self.sh_every)
         drawn, _, info = self.rasterization(
             means=params["means"],
             quats=params["quats"],
             scales=params["scales"].exp(),
             opacities=params["opacities"].sigmoid(),
             colors=torch.cat([params["sh0"], params["shN"]], 1),
-            viewmats=self.world_to_camera,
-            Ks=self.intrinsics,
-            width=self.width,
-            height=self.height,
-            near_plane=self.near,
+            viewmats=camera.world_to_camera[None],
+            Ks=intrinsics[None],
+            width=camera.width,
+            height=camera.height,
+            near_plane=camera.near,
             eps2d=SCREEN_BLUR,
-            sh_degree=SH_DEGREE,
+            sh_degree=degree,
             packed=False,
+            backgrounds=self.background,
         )
-        rgb = drawn[0]
+        return drawn[0], info
+
+    def step(self) -> Float[Tensor, ""]:
+        """One step; returns the loss before it."""
+        params, step = self.params, self.done
+        if not self.order:
+            self.order = self.generator.permutation(len(self.cameras)).tolist()
+        number = self.order.pop()
+        target = self.photographs[number].to(self.device, non_blocking=True) / 255.0
+        rgb, info = self.draw(self.cameras[number], self.intrinsics[number])
         self.strategy.step_pre_backward(params, self.optimizers, self.state, step, info)
         loss = L1 * (rgb - target).abs().mean() + DSSIM * (1 - mean_ssim(rgb, target))
         loss.backward()
@@ -129,6 +156,54 @@ class MinimalLoop:
         self.strategy.step_post_backward(params, self.optimizers, self.state, step, info, packed=False)
         self.done += 1
         return loss.detach()
+
+    @torch.no_grad()
+    def pictures(self, cameras: Sequence[Camera]) -> Iterator[Float[Tensor, "H W 3"]]:
+        """What they see."""
+        for camera in cameras:
+            yield self.draw(camera.to(self.device), _intrinsics(camera).to(self.device))[0]
+
+
+def _intrinsics(camera: Camera) -> Float[Tensor, "3 3"]:
+    (fx, fy), (cx, cy) = camera.focal, camera.centre
+    return torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+
+def params_of_load(load: Load) -> dict[str, Tensor]:
+    """A load's splats; colours and opacities are kept within 0.01 and 0.99, as `make_trainer` keeps them."""
+    splats = load.splats
+    return {
+        "means": splats.means,
+        "scales": splats.scales.log(),
+        "quats": splats.quats,
+        "opacities": splats.opacities.clamp(0.01, 0.99).logit(),
+        "sh0": ((splats.values.clamp(0.01, 0.99) - 0.5) / SH_C0)[:, None],
+        "shN": load.harmonics,
+    }
+
+
+def params_of_gaussians(gaussians: Gaussians) -> dict[str, Tensor]:
+    """Gaussians whose codes are `identity`, which are 3DGS's own parameters."""
+    return {
+        "means": gaussians.means,
+        "scales": gaussians.log_scales,
+        "quats": gaussians.quats,
+        "opacities": gaussians.opacity_logits[:, 0],
+        "sh0": gaussians.colour_logits.mT,
+        "shN": gaussians.harmonics,
+    }
+
+
+def rates_of(settings: OptimizerSettings) -> dict[str, float]:
+    """Our settings' rates by gsplat's names."""
+    return {
+        "means": settings.means,
+        "scales": settings.log_scales,
+        "quats": settings.quats,
+        "opacities": settings.opacity_logits,
+        "sh0": settings.colour_logits,
+        "shN": settings.harmonics,
+    }
 
 
 def paired(

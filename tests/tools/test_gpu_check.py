@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nfc_gs.benchmarks.loads import STEPS, make_trainer, shells
-from nfc_gs.benchmarks.minimal import MinimalLoop, paired
+from nfc_gs.benchmarks.minimal import MinimalLoop, Shot, paired, params_of_load
 from nfc_gs.rasterizers.cpu import Cpu
 from tests.conftest import REPOSITORY
 from tests.tools.conftest import _load
@@ -270,7 +270,9 @@ def test_the_minimal_loop_sees_the_loss_that_our_trainer_sees(gpu_parts):
     load = shells(300, 0).seen(50, 34)
     trainer = make_trainer(load, "regression", Cpu(), 0)
     photograph = trainer.scene.train[0].read().rgb
-    loop = MinimalLoop(load, photograph, gpu_parts.rasterization_on_cpu, gpu_parts.IdleStrategy(), "cpu", STEPS)
+    shots = [Shot(load.camera, torch.from_numpy(photograph))]
+    start, draw = params_of_load(load), gpu_parts.rasterization_on_cpu
+    loop = MinimalLoop(start, shots, draw, gpu_parts.IdleStrategy(), "cpu", STEPS)
     ours = sum(float(term) for term in trainer.step().terms.values())
     losses = [float(loop.step()) for _ in range(30)]
     assert losses[0] == pytest.approx(ours, rel=SAME_LOSS)
