@@ -131,7 +131,9 @@ class Machine:
         environment = dict(os.environ)
         paths = [str(REPOSITORY), str(self.packages), str(self.stand_ins), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        environment["PATH"] = os.pathsep.join([str(self.packages / "bin"), environment.get("PATH", "")])
+        # Beside this Python lies what its packages brought along, as ninja.
+        programs = [str(self.packages / "bin"), str(Path(sys.executable).parent), environment.get("PATH", "")]
+        environment["PATH"] = os.pathsep.join(programs)
         environment.setdefault("TORCH_EXTENSIONS_DIR", str(self.folder / "kernels"))
         environment |= {"PYTHONUNBUFFERED": "1", "VERBOSE": "1"}
         return environment
@@ -313,7 +315,10 @@ def _do(machine: Machine, piece: Piece, left: float, first: bool, settings: Sequ
 
 
 def _commit() -> str | None:
-    said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    try:
+        said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return said.stdout.strip() or None
 
 

@@ -77,7 +77,7 @@ def probe(device: str) -> dict[str, Any]:
         for name, module in (REQUIRED | (REQUIRED_FOR_CUDA if device == "cuda" else {})).items()
         if importlib.util.find_spec(module) is None
     }
-    if device == "cuda" and shutil.which("ninja") is None:
+    if device == "cuda" and shutil.which("ninja") is None and not _compiled_before():
         missing["ninja"] = "ninja"
     has_device = torch.cuda.is_available()
     return {
@@ -98,6 +98,12 @@ def probe(device: str) -> dict[str, Any]:
         },
         "missing_unused": sorted(name for name, module in UNUSED.items() if importlib.util.find_spec(module) is None),
     }
+
+
+def _compiled_before() -> bool:
+    """Whether the installed gsplat has its kernels with it."""
+    package = importlib.util.find_spec("gsplat")
+    return package is not None and any(Path(str(package.origin)).parent.glob("csrc*.so"))
 
 
 def _driver() -> str | None:

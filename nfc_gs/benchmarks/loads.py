@@ -212,19 +212,21 @@ def make_trainer(
     pixels = np.random.default_rng(seed).integers(0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
     view = View(name="random", camera=camera, read=lambda: Photograph(rgb=pixels))
     bounds = torch.stack([load.splats.means.amin(0), load.splats.means.amax(0)])
+    device = rasterizer.device
     with torch.no_grad():
-        splats = load.splats
+        # On the device from here on: finding the logits of many splats takes a CPU minutes.
+        splats = Splats(**{name: getattr(load.splats, name).to(device) for name in Splats.__dataclass_fields__})
         gaussians = Gaussians(
             means=splats.means,
             log_scales=splats.scales.log(),
             quats=splats.quats,
             colour_logits=experiment.code.logits(splats.values.clamp(0.01, 0.99), unit=False),
             opacity_logits=experiment.opacity_code.logits(splats.opacities.clamp(0.01, 0.99), unit=True),
-            harmonics=load.harmonics,
-            motion=torch.zeros(len(load), experiment.deformation.width),
+            harmonics=load.harmonics.to(device),
+            motion=torch.zeros(len(load), experiment.deformation.width, device=device),
         )
     model = SplatModel(
-        gaussians=gaussians.map(lambda value: value.to(rasterizer.device)),
+        gaussians=gaussians,
         code=experiment.code,
         opacity_code=experiment.opacity_code,
         rasterizer=rasterizer,

@@ -5,6 +5,7 @@ interface of gsplat 1.5.3. The functions are handed in, because gsplat stays beh
 be run without a CUDA device, over a stand-in.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -35,7 +36,6 @@ MEANS_FINAL = 0.01
 EPSILON = 1e-15
 # The weights of 3DGS's losses, which are our regression's too.
 L1, DSSIM = 0.8, 0.2
-SH_DEGREE = 3
 
 
 @runtime_checkable
@@ -119,7 +119,8 @@ class MinimalLoop:
     def draw(self, camera: Camera, intrinsics: Float[Tensor, "3 3"]) -> tuple[Float[Tensor, "H W 3"], dict[str, Any]]:
         """What a camera on the device sees, and gsplat's notes."""
         params = self.params
-        degree = SH_DEGREE if self.sh_every == 0 else min(SH_DEGREE, self.done // self.sh_every)
+        held = math.isqrt(1 + params["shN"].shape[1]) - 1
+        degree = held if self.sh_every == 0 else min(held, self.done // self.sh_every)
         drawn, _, info = self.rasterization(
             means=params["means"],
             quats=params["quats"],

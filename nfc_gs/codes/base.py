@@ -1,6 +1,7 @@
 """What every code is: one scalar as a word of K numbers in [0, 1], and back."""
 
 import abc
+import functools
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,7 @@ from nfc_gs.kernels import rows
 from nfc_gs.kernels import words as kernels
 from nfc_gs.kernels.threads import threads_for
 
+CPU = torch.device("cpu")
 # Halvings of an interval of logits some 60 wide: a step of 4e-6, a hundredth of what `logits` promises.
 BISECTIONS = 24
 
@@ -132,10 +134,17 @@ def bits_of(levels: Int[Tensor, "*shape"], bits: int, dtype: torch.dtype) -> Flo
     return (levels[..., None] >> places & 1).to(dtype)
 
 
-def place_values(bits: int) -> Float[Tensor, " K"]:
-    """2^-k / sum 2^-k, float64."""
+@functools.lru_cache
+def place_values(bits: int, device: torch.device = CPU, dtype: torch.dtype = torch.float64) -> Float[Tensor, " K"]:
+    """2^-k / sum 2^-k; kept, since a copy to a CUDA device makes the program wait."""
     values = 2.0 ** -torch.arange(bits, dtype=torch.float64)
-    return values / values.sum()
+    return (values / values.sum()).to(device, dtype)
+
+
+@functools.lru_cache
+def equal_values(bits: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, " K"]:
+    """1 / K, as often; kept, too."""
+    return torch.full((bits,), 1 / bits, device=device, dtype=dtype)
 
 
 def bounded(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -169,10 +178,13 @@ def solve(
 
 
 def expected(logits: Float[Tensor, "*shape K"], weights: Float[Tensor, " K"]) -> Float[Tensor, "*shape"]:
-    """The weighted sum of the logits' sigmoids: what a word means where decoding is linear. Differentiable in the logits."""
+    """The weighted sum of the logits' sigmoids: what a word means where decoding is linear. Differentiable in the logits.
+
+    The weights are of the logits' type, and on their device.
+    """
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        return _Expected.apply(logits, weights.to(torch.float32))
-    return torch.sigmoid(logits) @ weights.to(logits)
+        return _Expected.apply(logits, weights)
+    return torch.sigmoid(logits) @ weights
 
 
 class _Expected(torch.autograd.Function):

@@ -27,11 +27,11 @@ class Binary(LevelCode):
 
     def decode(self, probabilities: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape"]:
         """The sum of the probabilities times the place values 2^-k / sum 2^-k: hard words give level / (2^bits - 1)."""
-        return probabilities @ place_values(self.bits).to(probabilities)
+        return probabilities @ place_values(self.bits, probabilities.device, probabilities.dtype)
 
     def values(self, logits: Float[Tensor, "*shape K"], unit: bool) -> Float[Tensor, "*shape"]:
         """Decoded sigmoids, in [0, 1] for colours and opacities alike."""
-        return expected(logits, place_values(self.bits))
+        return expected(logits, place_values(self.bits, logits.device, logits.dtype))
 
     def logits(self, values: Float[Tensor, "*shape"], unit: bool) -> Float[Tensor, "*shape K"]:
         """The word of the nearest level at the code's margin, shifted by one offset to mean the value itself."""

@@ -32,7 +32,7 @@ class Gray(LevelCode):
         Gray bits, and E[(-1)^parity] is the product of the E[(-1)^bit] = 1 - 2p, as for any independent signs.
         """
         signs = (1 - 2 * probabilities).cumprod(-1)
-        return (1 - signs @ place_values(self.bits).to(probabilities)) / 2
+        return (1 - signs @ place_values(self.bits, probabilities.device, probabilities.dtype)) / 2
 
     def logits(self, values: Float[Tensor, "*shape"], unit: bool) -> Float[Tensor, "*shape K"]:
         """The word of a neighbouring level, the first bit as sure as makes the value exact, the others at the margin.

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nfc_gs.codes.base import TargetCode, bounded, check_bits, expected, solve, start
+from nfc_gs.codes.base import TargetCode, bounded, check_bits, equal_values, expected, solve, start
 from nfc_gs.config import spec
 
 
@@ -64,7 +64,7 @@ class Thermometer(TargetCode):
 
     def values(self, logits: Float[Tensor, "*shape K"], unit: bool) -> Float[Tensor, "*shape"]:
         """The mean of the sigmoids, in [0, 1] for colours and opacities alike."""
-        return expected(logits, torch.full((self.bits,), 1 / self.bits, dtype=torch.float64))
+        return expected(logits, equal_values(self.bits, logits.device, logits.dtype))
 
     def logits(self, values: Float[Tensor, "*shape"], unit: bool) -> Float[Tensor, "*shape K"]:
         """The code's label at its margin, shifted by one offset to mean the value itself."""

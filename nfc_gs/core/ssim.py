@@ -4,6 +4,8 @@ Window 11 x 11, Gaussian of sigma 1.5, channels apart, pictures padded with zero
 2004; 3DGS, Kerbl et al. 2023). Variants without padding give values that are a few thousandths apart: name this one.
 """
 
+import functools
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -28,14 +30,14 @@ def mean_ssim(
     similarity = ssim_map(x, y)
     if mask is None:
         return similarity.mean()
-    if not bool(mask.any()):
-        return 1 + 0 * x.sum()
-    return (similarity * mask[..., None]).sum() / (3 * mask.sum())
+    # Without asking the device whether there are any, for which the program would wait.
+    counted, pixels = mask[..., None], mask.sum()
+    return torch.where(pixels > 0, (similarity * counted).sum() / (3 * pixels.clamp_min(1)), 1.0)
 
 
 def ssim_map(x: Float[Tensor, "H W 3"], y: Float[Tensor, "H W 3"]) -> Float[Tensor, "H W 3"]:
     """The similarity around every pixel, in [-1, 1], for pictures with values in [0, 1]; in plain torch."""
-    window = torch.from_numpy(kernels.window()).to(x)
+    window = _window(x.device, x.dtype)
     moments = torch.stack([x, y, x * x + y * y, x * y]).permute(0, 3, 1, 2).reshape(12, 1, *x.shape[:2])
     moments = torch.nn.functional.conv2d(moments, window.view(1, 1, 1, -1), padding=(0, kernels.RADIUS))
     moments = torch.nn.functional.conv2d(moments, window.view(1, 1, -1, 1), padding=(kernels.RADIUS, 0))
@@ -43,6 +45,12 @@ def ssim_map(x: Float[Tensor, "H W 3"], y: Float[Tensor, "H W 3"]) -> Float[Tens
     means = u * u + v * v
     similarity = (2 * u * v + kernels.C1) * (2 * (product - u * v) + kernels.C2)
     return (similarity / ((means + kernels.C1) * (squares - means + kernels.C2))).permute(1, 2, 0)
+
+
+@functools.lru_cache
+def _window(device: torch.device, dtype: torch.dtype) -> Float[Tensor, " W"]:
+    """Kept, since a copy to a CUDA device makes the program wait."""
+    return torch.from_numpy(kernels.window()).to(device, dtype)
 
 
 class _MeanSSIM(torch.autograd.Function):

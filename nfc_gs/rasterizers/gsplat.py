@@ -116,6 +116,8 @@ def _gsplat() -> Any:
     except ImportError as error:
         raise NoGpuError(f"rasterizer gsplat: cannot be imported ({error}); pip install 'nfc-gs[cuda]'") from None
     compile_kernels()
+    # Convolutions of float32 with 10 bits, which torch allows itself, would take the digits that SSIM's variances consist of.
+    torch.backends.cudnn.allow_tf32 = False
     return gsplat
 
 
@@ -151,7 +153,7 @@ class Gsplat(Rasterizer):
         degree: int,
     ) -> Float[Tensor, "N 3"]:
         """See `Rasterizer`; by gsplat's kernel, which takes the base colour as the harmonic of degree 0."""
-        if degree == 0:
+        if degree == 0 or len(base) == 0:
             return base.relu()
         used = harmonics[:, : (degree + 1) ** 2 - 1]
         coefficients = torch.cat([(base / SH_C0)[:, None], used], 1)
@@ -173,6 +175,8 @@ class Gsplat(Rasterizer):
         Raises:
             NoGpuError: without a CUDA device, or without gsplat.
         """
+        if len(splats) == 0:
+            return _empty(splats, camera, background, depth, absgrad, weights)
         values, marks, count = splats.values, None, splats.values.shape[1]
         if weights:
             # A channel in which every splat is zero: with a gradient of ones it changes no other gradient, and the splats'
@@ -183,6 +187,7 @@ class Gsplat(Rasterizer):
         channels, alpha, meta = self._draw(splats, camera, values, background, depth, absgrad)
         if marks is not None:
             channels = _Marked.apply(channels, count)
+        picture, depths = (channels, None) if not depth else (channels[..., :-1], channels[..., -1])
         projected = meta["means2d"]
         numbers = meta["gaussian_ids"] if self.packed else None
 
@@ -211,13 +216,14 @@ class Gsplat(Rasterizer):
 
         def weigh() -> Float[Tensor, " N"]:
             if marks is None or marks.grad is None:
-                raise RuntimeError("weights are known only after the backward pass")
+                # No loss that acted has seen the picture.
+                return gather(alpha.detach()[..., None])[1]
             return marks.grad[:, 0]
 
         return Rendering(
-            channels=channels[..., :count],
+            channels=picture,
             alpha=alpha,
-            depth=channels[..., -1] if depth else None,
+            depth=depths,
             means2d=means2d,
             radii=whole(meta["radii"]),
             gather=gather,
@@ -250,7 +256,33 @@ class Gsplat(Rasterizer):
             # Of more than one chunk gsplat keeps the last one's absolute gradients alone.
             channel_chunk=MOST_CHANNELS if absgrad else 32,
         )
-        return channels[0], alphas[0, ..., 0], meta
+        # Not by numbers, which would have gradients of zeros made for all that is left out.
+        return channels.squeeze(0), alphas.squeeze(0).squeeze(-1), meta
+
+
+def _empty(
+    splats: Splats, camera: Camera, background: Float[Tensor, " C"], depth: bool, absgrad: bool, weights: bool
+) -> Rendering:
+    """The background alone; gsplat divides by the number of splats, and the whole program would end."""
+    shape = (camera.height, camera.width)
+    # None of their numbers, but a part of their graph: whoever asks for gradients gets empty ones.
+    nothing = sum(getattr(splats, name).sum() for name in (*_GEOMETRY, "values"))
+    means2d = splats.means.new_zeros(0, 2)
+    means2d.grad = torch.zeros_like(means2d)
+
+    def gather(picture: Float[Tensor, "H W P"]) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:
+        return picture.new_zeros(0, picture.shape[-1]), picture.new_zeros(0)
+
+    return Rendering(
+        channels=background.to(splats.means).expand(*shape, -1) + nothing,
+        alpha=splats.means.new_zeros(shape) + nothing,
+        depth=splats.means.new_zeros(shape) + nothing if depth else None,
+        means2d=means2d,
+        radii=torch.zeros(0, 2, dtype=torch.int32, device=splats.means.device),
+        gather=gather,
+        absgrad=(lambda: splats.means.new_zeros(0, 2)) if absgrad else None,
+        weights=(lambda: splats.means.new_zeros(0)) if weights else None,
+    )
 
 
 _GEOMETRY = ("means", "scales", "quats", "opacities")
@@ -263,19 +295,18 @@ def _intrinsics(fx: float, fy: float, cx: float, cy: float, device: torch.device
 
 
 class _Marked(torch.autograd.Function):
-    """Passes a picture on, and a gradient of ones back to the channel behind its first `count`, whatever comes for it."""
+    """Leaves out the channel behind a picture's first `count`, and passes a gradient of ones back to it."""
 
     @staticmethod
     def forward(ctx, channels, count):  # type: ignore[no-untyped-def]
         ctx.count = count
-        return channels.view_as(channels)
+        return torch.cat([channels[..., :count], channels[..., count + 1 :]], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        gradient = gradient.clone()
-        gradient[..., ctx.count] = 1
-        return gradient, None
+        ones = torch.ones_like(gradient[..., :1])
+        return torch.cat([gradient[..., : ctx.count], ones, gradient[..., ctx.count :]], -1), None
 
 
 def _accumulate(means2d: Tensor, gradient: Tensor) -> None:

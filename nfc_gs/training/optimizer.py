@@ -105,7 +105,8 @@ class GaussianOptimizer:
         if not self.compiled:
             assert seen is not None
             for parameter, numbers in steps:
-                _step_seen(parameter, self.adam.state[parameter], seen, *numbers)
+                step = step_by_gsplat if parameter.device.type == "cuda" else _step_seen
+                step(parameter, self.adam.state[parameter], seen, *numbers)
             return
         drawn = np.empty(0, np.bool_) if seen is None else seen.numpy()
         fields = [
@@ -191,17 +192,25 @@ def _step_seen(
     root: float,
     epsilon: float,
 ) -> None:
-    """The kernel's step of the rows that were seen: gsplat's where the device is a CUDA one, else in torch."""
+    """The kernel's step of the rows that were seen, in torch."""
     assert parameter.grad is not None
-    if parameter.device.type == "cuda":
-        # m c / (sqrt(v) r + e) with the corrections c and r is (c / r) m / (sqrt(v) + e / r).
-        step_seen(
-            parameter, state["exp_avg"], state["exp_avg_sq"], seen, rate / root, (fade, fade_squares), epsilon / root
-        )
-        return
     chosen = seen.nonzero()[:, 0]
     gradient = parameter.grad[chosen]
     moments = state["exp_avg"][chosen].lerp_(gradient, 1 - fade)
     squares = state["exp_avg_sq"][chosen].mul_(fade_squares).addcmul_(gradient, gradient, value=1 - fade_squares)
     state["exp_avg"][chosen], state["exp_avg_sq"][chosen] = moments, squares
     parameter.index_add_(0, chosen, moments / (squares.sqrt() * root + epsilon), alpha=-rate)
+
+
+def step_by_gsplat(
+    parameter: Tensor,
+    state: dict[str, Tensor],
+    seen: Bool[Tensor, " N"],
+    fade: float,
+    fade_squares: float,
+    rate: float,
+    root: float,
+    epsilon: float,
+) -> None:
+    """The same by gsplat's kernel, which corrects no bias: r m / (sqrt(v) root + e) is (r / root) m / (sqrt(v) + e / root)."""
+    step_seen(parameter, state["exp_avg"], state["exp_avg_sq"], seen, rate / root, (fade, fade_squares), epsilon / root)

@@ -78,9 +78,12 @@ def test_pictures_and_gradients_are_the_references(rasterizer, threads, channels
     right = draw(Reference(), exact, camera, ~near)
     found = draw(rasterizer, scenes.splats(400, channels, seed, torch.float32, rasterizer.device), camera, ~near)
 
-    assert torch.equal(found.rendering.radii.cpu() > 0, right.rendering.radii > 0)
+    drawn, wanted = found.rendering.radii.cpu() > 0, right.rendering.radii > 0
+    assert drawn[wanted].all()
+    # gsplat rounds the half extents before it looks which splats reach into the picture, and so takes some from just outside.
+    assert rasterizer.device == "cuda" or torch.equal(drawn, wanted)
     # A half extent of a whole number of pixels may be rounded up either way.
-    assert (found.rendering.radii.cpu() - right.rendering.radii).abs().max() <= 1
+    assert (found.rendering.radii.cpu() - right.rendering.radii)[wanted].abs().max() <= 1
     for name in ("channels", "alpha", "depth"):
         error = (getattr(found.rendering, name).double().cpu() - getattr(right.rendering, name)).abs()
         error = error.amax(-1) if name == "channels" else error
