@@ -21,11 +21,13 @@ FLIPPED = 1e-2  # one splat more or less of alpha 1/255, and what it hides
 UNDECIDED_SHARE = 1e-3
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and gsplat")
-BACKENDS = ["cpu", pytest.param("gsplat", marks=[pytest.mark.gpu, no_gpu])]
+GPU = [pytest.mark.gpu, no_gpu]
+BACKENDS = ["cpu", pytest.param("gsplat", marks=GPU), pytest.param("gsplat packed", marks=GPU)]
 
 
 def load(backend: str) -> Rasterizer:
-    return importlib.import_module(f"nfc_gs.rasterizers.{backend}").Spec()
+    kind, *settings = backend.split()
+    return importlib.import_module(f"nfc_gs.rasterizers.{kind}").Spec(**dict.fromkeys(settings, True))
 
 
 @pytest.fixture(params=BACKENDS)
