@@ -235,6 +235,7 @@ class Gsplat(Rasterizer):
         self, splats: Splats, camera: Camera, values: Tensor, background: Tensor, depth: bool, absgrad: bool
     ) -> tuple[Float[Tensor, "H W _"], Float[Tensor, "H W"], dict]:
         """The picture (depth last, if asked for), its alpha, and gsplat's notes."""
+        background = background.to(splats.means)
         channels, alphas, meta = _gsplat().rasterization(
             means=splats.means,
             quats=splats.quats,
@@ -249,13 +250,17 @@ class Gsplat(Rasterizer):
             eps2d=SCREEN_BLUR,
             sh_degree=None,
             packed=self.packed,
-            backgrounds=background.to(splats.means)[None],
+            # gsplat 1.5.3 takes no background of one picture where it packs.
+            backgrounds=None if self.packed else background[None],
             render_mode="RGB+D" if depth else "RGB",
             absgrad=absgrad,
             rasterize_mode="antialiased" if self.antialiased else "classic",
             # Of more than one chunk gsplat keeps the last one's absolute gradients alone.
             channel_chunk=MOST_CHANNELS if absgrad else 32,
         )
+        if self.packed:
+            behind = background if not depth else torch.cat([background, background.new_zeros(1)])
+            channels = channels + (1 - alphas) * behind
         # Not by numbers, which would have gradients of zeros made for all that is left out.
         return channels.squeeze(0), alphas.squeeze(0).squeeze(-1), meta
 

@@ -273,6 +273,8 @@ class Trainer:
                         report = replace(report, evaluation=evaluation)
                     for listener in listeners:
                         listener.hear(report)
+                    # Its picture would be held while the next one is drawn.
+                    del report
             end = "finished"
         except torch.OutOfMemoryError:
             if not self.updating and not self.memory:

@@ -17,7 +17,9 @@ def rasterization(
 ):  # fmt: skip
     """`gsplat.rasterization` of one camera, as version 1.5.3 documents arguments and notes."""
     assert eps2d == 0.3 and sh_degree is None and len(means) > 0
-    assert viewmats.shape == (1, 4, 4) and Ks.shape == (1, 3, 3) and backgrounds.shape == (1, colors.shape[1])
+    assert viewmats.shape == (1, 4, 4) and Ks.shape == (1, 3, 3)
+    # Packed, version 1.5.3 asserts that a background has no axis of pictures, which it then wants.
+    assert backgrounds is None if packed else backgrounds.shape == (1, colors.shape[1])
     assert colors.shape[1] <= channel_chunk
     matrix = Ks[0].tolist()
     camera = Camera(
@@ -53,7 +55,7 @@ def rasterization(
     order = torch.argsort(depths[numbers], stable=True)
     visible = (radii[numbers] > 0).all(1)
     seen, remaining = reference.weigh(splats, camera, copies, covariances[numbers], visible, order)
-    drawn = seen @ splats.values[order] + remaining[:, None] * backgrounds
+    drawn = seen @ splats.values[order] + remaining[:, None] * (0 if packed else backgrounds)
     if render_mode == "RGB+D":
         drawn = torch.cat([drawn, (seen @ depths[numbers][order])[:, None]], 1)
     notes = {"means2d": projected, "radii": radii[numbers] if packed else radii[None], "gaussian_ids": None}

@@ -17,6 +17,9 @@ from tests.rasterizers import scenes
 
 PICTURE = 1e-5  # a hundred float32 roundings of numbers near one
 GRADIENT = 1e-4  # relative to the gradient's norm: sums over pixels, of both signs
+# gsplat is compiled with fast divisions, roots and exponentials, takes the inverse of needles' covariances by their
+# determinants, and finds transmittances again, backwards, by dividing: on an H200 6e-5 and 1.7e-4 are what that costs here.
+LOOSER = {"cpu": 1, "cuda": 10}
 FLIPPED = 1e-2  # one splat more or less of alpha 1/255, and what it hides
 UNDECIDED_SHARE = 1e-3
 
@@ -90,10 +93,10 @@ def test_pictures_and_gradients_are_the_references(rasterizer, threads, channels
         error = (getattr(found.rendering, name).double().cpu() - getattr(right.rendering, name)).abs()
         error = error.amax(-1) if name == "channels" else error
         # Depths are not near one but near three.
-        assert error[~near].max() < PICTURE * (3 if name == "depth" else 1)
+        assert error[~near].max() < PICTURE * LOOSER[rasterizer.device] * (3 if name == "depth" else 1)
         assert not near.any() or error[near].max() < FLIPPED * (3 if name == "depth" else 1)
     for name, gradient in right.gradients.items():
-        assert difference(found.gradients[name], gradient) < GRADIENT, name
+        assert difference(found.gradients[name], gradient) < GRADIENT * LOOSER[rasterizer.device], name
 
 
 def test_absolute_gradients_and_gathered_pictures_are_the_references(rasterizer, threads):
@@ -102,15 +105,15 @@ def test_absolute_gradients_and_gathered_pictures_are_the_references(rasterizer,
     near = scenes.undecided(exact, camera)
     right = draw(Reference(), exact, camera, ~near, absgrad=True)
     found = draw(rasterizer, scenes.splats(400, 3, 0, torch.float32, rasterizer.device), camera, ~near, absgrad=True)
-    assert difference(found.rendering.absgrad(), right.rendering.absgrad()) < GRADIENT
-    assert difference(found.gradients["means"], right.gradients["means"]) < GRADIENT
+    assert difference(found.rendering.absgrad(), right.rendering.absgrad()) < GRADIENT * LOOSER[rasterizer.device]
+    assert difference(found.gradients["means"], right.gradients["means"]) < GRADIENT * LOOSER[rasterizer.device]
 
     picture = torch.rand(50, 70, 5, generator=torch.Generator().manual_seed(1)) * ~near[..., None]
     for ours, theirs in zip(
         found.rendering.gather(picture.to(rasterizer.device)), right.rendering.gather(picture), strict=True
     ):
         assert ours.shape == theirs.shape
-        assert difference(ours, theirs) < GRADIENT
+        assert difference(ours, theirs) < GRADIENT * LOOSER[rasterizer.device]
         assert not ours.requires_grad
 
 

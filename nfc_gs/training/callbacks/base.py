@@ -1,12 +1,14 @@
 """What every callback is: settings that make a listener, and what the listener hears."""
 
 import abc
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from jaxtyping import Float
+import torch
 from torch import Tensor
 
 from nfc_gs.core.scene import Scene
@@ -38,10 +40,26 @@ class Report:
     seconds: float
     evaluation: Evaluation | None = None
 
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """The terms by kind, and "squared error", the mean over the pixels that count, of colours as they are shown.
+
+        Worked out when somebody asks, and read from a device at one go, which waits for it.
+        """
+        shown = self.picture.rgb.detach().clamp(0, 1)
+        error = mean_distance(shown, self.target.rgb, self.target.mask, squared=True)
+        read = torch.stack([error, *self.terms.values()]).tolist()
+        return dict(zip(["squared error", *self.terms], read, strict=True))
+
     @property
-    def squared_error(self) -> Float[Tensor, ""]:
-        """The mean over the pixels that count, of colours as they are shown; worked out when somebody asks."""
-        return mean_distance(self.picture.rgb.detach().clamp(0, 1), self.target.rgb, self.target.mask, squared=True)
+    def psnr(self) -> float:
+        """Of this step's picture, in dB; at most 100."""
+        return -10 * math.log10(max(self.numbers["squared error"], 1e-10))
+
+    @property
+    def loss(self) -> float:
+        """The sum of the terms."""
+        return sum(self.numbers[kind] for kind in self.terms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,16 +41,11 @@ class Bar(Listener):
         """Updates the bar, or prints a line when one is due."""
         due = report.step % self.every == 0 or report.step == self.session.steps
         if due:
-            error = float(report.squared_error)
-            psnr = -10 * math.log10(max(error, 1e-10))
-            self.psnr = psnr if math.isnan(self.psnr) else 0.9 * self.psnr + 0.1 * psnr
+            self.psnr = report.psnr if math.isnan(self.psnr) else 0.9 * self.psnr + 0.1 * report.psnr
             if report.seconds > self.seconds >= 0:
                 self.speed = (report.step - self.at) / (report.seconds - self.seconds)
             self.seconds, self.at = report.seconds, report.step
-            loss = sum(float(term) for term in report.terms.values())
-            state = (
-                f"loss {loss:.4f}  psnr {self.psnr:.2f}  {report.num_gaussians:,} Gaussians  {self.speed:.1f} steps/s"
-            )
+            state = f"loss {report.loss:.4f}  psnr {self.psnr:.2f}  {report.num_gaussians:,} Gaussians  {self.speed:.1f} steps/s"
             self.bar.update(self.task, completed=report.step, step=f"{report.step}/{self.session.steps}", state=state)
             if not self.console.is_terminal and report.step % self.interval < self.every:
                 self.console.print(f"step {report.step}/{self.session.steps}  {state}", soft_wrap=True)

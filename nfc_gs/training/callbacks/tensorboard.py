@@ -64,10 +64,10 @@ class Writer(Listener):
 
     def _scalars(self, report: Report) -> None:
         add, step = self.writer.add_scalar, report.step
-        for kind, term in report.terms.items():
-            add(f"loss/{kind}", float(term), step)
-        add("loss/total", sum(float(term) for term in report.terms.values()), step)
-        add("train/psnr", -10 * math.log10(max(float(report.squared_error), 1e-10)), step)
+        for kind in report.terms:
+            add(f"loss/{kind}", report.numbers[kind], step)
+        add("loss/total", report.loss, step)
+        add("train/psnr", report.psnr, step)
         for name, rate in report.rates.items():
             add(f"learning_rate/{name}", rate, step)
         for name, value in self.session.model().field.scalars().items():
