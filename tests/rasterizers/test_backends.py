@@ -145,7 +145,9 @@ def test_accumulated_weights_are_the_references_and_those_of_gather(rasterizer, 
     without = draw(rasterizer, scenes.splats(400, channels, 0, torch.float32, rasterizer.device), camera)
     assert without.rendering.weights is None
     for name, gradient in without.gradients.items():
-        assert difference(found.gradients[name].cpu(), gradient.double().cpu()) < GRADIENT, name
+        # On a GPU sums come in any order: 1.5e-4 where few splats make up the norm.
+        allowed = GRADIENT * LOOSER[rasterizer.device]
+        assert difference(found.gradients[name].cpu(), gradient.double().cpu()) < allowed, name
 
 
 def round_splat(device: str, **changes: Tensor) -> Splats:
