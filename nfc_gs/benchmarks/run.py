@@ -126,5 +126,5 @@ def _title(settings: dict[str, Any]) -> str:
         f"commit {commit}",
     ]
     if settings["rasterizer"] == "gsplat":
-        lines.append(f"on {where['machine']['gpu']}: this path is unproven; a backward pass is not divided into parts")
+        lines.append(f"on {where['machine']['gpu']}: a backward pass is not divided into parts")
     return "\n".join(lines)
