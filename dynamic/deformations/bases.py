@@ -14,6 +14,7 @@ from dynamic.kernels import roughness, skinning, splines
 from nfc_gs.config import NonNegativeFloat, PositiveFloat, PositiveInt, Share, spec
 from nfc_gs.core.gaussians import Gaussians, Population
 from nfc_gs.core.rotations import quats_to_matrices
+from nfc_gs.core.transfer import sent
 from nfc_gs.deformations.base import Deformation, DeformationField, Moved
 from nfc_gs.kernels.threads import part, share, thread_count
 
@@ -167,10 +168,10 @@ def motions_plain(
     controls: Float[Tensor, "rows M 7"], unit: float, levels: list[int], time: float
 ) -> tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 3"], Float[Tensor, "M 4"]]:
     """Each bone's rotation, translation in world units, and rotation as a unit quaternion, at a time."""
-    basis = torch.cat([spline_weights(time, level) for level in levels]).to(controls)
+    basis = sent(torch.cat([spline_weights(time, level) for level in levels]).to(controls.dtype), controls.device)
     sums = (basis @ controls.flatten(1)).unflatten(0, (-1, 7))
-    upright = sums.new_tensor([1.0, 0.0, 0.0, 0.0])
-    quats = nn.functional.normalize(upright + sums[:, 3:], dim=-1)
+    # Around the upright one, 1 0 0 0.
+    quats = nn.functional.normalize(torch.cat([1 + sums[:, 3:4], sums[:, 4:]], 1), dim=-1)
     return quats_to_matrices(quats), unit * sums[:, :3], quats
 
 

@@ -50,7 +50,7 @@ class Network(NetworkField):
         """What the last hidden layer says."""
         centred = 2 * (gaussians.means.detach() - self.low) / (self.high - self.low) - 1
         where = encode(centred, self.settings.position_frequencies)
-        when = encode(where.new_tensor([[2 * time - 1]]), self.settings.time_frequencies)
+        when = encode(where.new_full((1, 1), 2 * time - 1), self.settings.time_frequencies)
         hidden = where
         for layer in range(self.settings.depth):
             parts = [self.layers[str(layer)](hidden)] if layer else []

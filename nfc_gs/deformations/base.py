@@ -2,6 +2,7 @@
 
 import abc
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
@@ -24,8 +25,17 @@ class DeformationField(nn.Module, abc.ABC):
     """Moves canonical Gaussians to a time; the identity at birth.
 
     All that changes in training is in its parameters, in its buffers and in `Gaussians.motion`: a checkpoint saves these
-    and nothing else, and a picture depends on these and nothing else.
+    and nothing else, and a picture depends on these and nothing else. Buffers of one number, flags and counters, stay on the
+    CPU wherever the field is moved to: steps ask them, and would wait for a device.
     """
+
+    def _apply(self, *arguments: Any, **settings: Any) -> "DeformationField":
+        """What moves a module: `to`, `cuda` and the like."""
+        super()._apply(*arguments, **settings)
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.ndim == 0:
+                setattr(self, name, buffer.cpu())
+        return self
 
     @abc.abstractmethod
     def forward(self, gaussians: Gaussians, time: float) -> Moved:

@@ -16,6 +16,7 @@ from nfc_gs.config import UserError, dump, text
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.ordering import morton_order
 from nfc_gs.core.scene import Scene
+from nfc_gs.core.transfer import sent
 from nfc_gs.evaluation import Evaluation, Lpips, evaluate
 from nfc_gs.losses.base import LossTerm, MemoryLoss, PlaneLoss
 from nfc_gs.model import Picture, SplatModel, Target, compare, compose
@@ -355,9 +356,7 @@ class Trainer:
         if not self.scene.random_background:
             return self._background
         drawn = torch.from_numpy(np.random.default_rng([self.experiment.seed, 1, look]).random(3, dtype=np.float32))
-        if self._background.device.type == "cpu":
-            return drawn
-        return drawn.pin_memory().to(self._background.device, non_blocking=True)
+        return sent(drawn, self._background.device)
 
     def coarseness(self, step: int) -> int:
         """By how much the pictures are downscaled at this step: it halves at equal steps until `coarse_until`."""

@@ -8,6 +8,7 @@ import torch
 
 from nfc_gs import cli
 from nfc_gs.captures.feed import Feed, Wanted
+from nfc_gs.config import validate_kind
 from nfc_gs.core.harmonics import evaluate_plain
 from nfc_gs.core.scene import Photograph
 from nfc_gs.core.ssim import mean_ssim
@@ -140,3 +141,13 @@ def test_every_deformation_learns(tmp_path, field):
     files = ["dynamic/toy.yaml"] + ([] if field == "bases" else [f"dynamic/fields/{field}.yaml"])
     record = trained(tmp_path, files, ["dataset.size=64", "strategy.cap_max=1000"])
     assert record["psnr"] > 12  # after warming up for a third of these few steps
+
+
+@pytest.mark.parametrize("kind", ["bases", "hexplane", "mlp"])
+def test_what_a_step_asks_of_a_field_stays_on_the_cpu(kind):
+    deformation = validate_kind("nfc_gs.deformations", {"kind": f"dynamic.deformations.{kind}"}, "test")
+    field = deformation.init(torch.tensor([[-1.0] * 3, [1.0] * 3]), 10, torch.Generator()).to("cuda")
+    assert field.awake.device.type == "cpu"
+    assert all(parameter.is_cuda for parameter in field.parameters())
+    field.load_state_dict({name: value.clone() for name, value in field.state_dict().items()})
+    assert field.awake.device.type == "cpu"
