@@ -46,7 +46,9 @@ class OptimizerSettings:
     for a share `hold` of the training, and then fall exponentially to `final` of themselves at its end. A deformation's
     rates are among its own settings. With `sparse`, a Gaussian that is not drawn in a step keeps its parameters and moments
     (gsplat's SelectiveAdam; Taming 3DGS, Mallick et al. 2024): faster where views see little of the scene, but another
-    training.
+    training. When the training is over, the parameters become their mean over the last steps, `average` as a share of all, or
+    since the population last changed: steps of one view each leave them scattered about where they belong (Polyak and Juditsky
+    1992; Izmailov et al. 2018).
     """
 
     means: PositiveFloat = 1.6e-4
@@ -60,6 +62,7 @@ class OptimizerSettings:
     hold: Share = 0.0
     epsilon: PositiveFloat = 1e-15
     sparse: bool = False
+    average: Share = 0.0
 
 
 @spec

@@ -14,6 +14,10 @@ from nfc_gs.rasterizers.gsplat import step_seen
 from nfc_gs.training.experiment import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# A parameter's mean over the last steps, and of how many of them.
+AVERAGE = ("mean", "averaged")
+# Steps between two that are averaged: neighbours hardly differ.
+AVERAGE_EVERY = 4
 BETAS = (0.9, 0.999)
 
 
@@ -93,6 +97,25 @@ class GaussianOptimizer:
         for group in groups:
             for parameter in group["params"]:
                 parameter.grad = None
+        self._average(step + 1)
+
+    @torch.no_grad()
+    def _average(self, done: int) -> None:
+        """Adds the parameters to their means where that is due; after the last step the means take their place."""
+        left = self.steps - done
+        if left >= self.settings.average * self.steps or left % AVERAGE_EVERY:
+            return
+        for adam in self._adams:
+            for parameter, state in adam.state.items():
+                # What never had a gradient never changed.
+                if "step" not in state:
+                    continue
+                mean = state.setdefault("mean", torch.zeros_like(parameter))
+                # On the CPU, where reading it makes nobody wait.
+                state["averaged"] = state.get("averaged", torch.zeros(())).cpu() + 1
+                mean.lerp_(parameter, 1 / state["averaged"].item())
+                if left == 0:
+                    parameter.copy_(mean)
 
     @torch.no_grad()
     def _step_rows(self, seen: Bool[Tensor, " N"] | None) -> None:
@@ -150,6 +173,9 @@ class GaussianOptimizer:
             old = group["params"][0]
             new = nn.Parameter(edited[name].detach().contiguous())
             state = self.adam.state.pop(old, {})
+            for key in AVERAGE:
+                # It begins anew: who came and who went leaves the others different.
+                state.pop(key, None)
             if state:
                 moments = {key: state[key] for key in MOMENTS}
                 state.update(

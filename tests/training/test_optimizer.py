@@ -155,3 +155,56 @@ def test_a_restored_optimizer_goes_on_bit_for_bit():
         o.step(3)
     for name, value in straight.gaussians.items():
         torch.testing.assert_close(dict(again.gaussians.items())[name], value, **EXACT)
+
+
+def averaging(num: int = 5) -> GaussianOptimizer:
+    return GaussianOptimizer(population(num), optimizer().field, OptimizerSettings(average=0.2), 1.0, 100)
+
+
+def test_after_the_last_step_parameters_are_their_mean_over_every_fourth_of_the_last_steps():
+    o, plain = averaging(), GaussianOptimizer(population(5), optimizer().field, OptimizerSettings(), 1.0, 100)
+    seen = []
+    for step in range(100):
+        for each in (o, plain):
+            sum((value**2).sum() for _, value in each.gaussians.items()).backward()
+            each.step(step)
+        # The last fifth: 81 to 100 are done, and of those every fourth that ends with the last.
+        if step + 1 in (84, 88, 92, 96, 100):
+            seen.append(plain.gaussians.map(lambda value: value.detach().double().clone()))
+        if step + 1 == 99:
+            torch.testing.assert_close(o.gaussians.quats, plain.gaussians.quats, **EXACT)
+    for name, value in o.gaussians.items():
+        mean = torch.stack([getattr(each, name) for each in seen]).mean(0)
+        torch.testing.assert_close(value.double(), mean, **ROUNDING)
+
+
+def test_a_changed_population_is_averaged_anew():
+    o, plain = averaging(), GaussianOptimizer(population(5), optimizer().field, OptimizerSettings(), 1.0, 100)
+    edit = Edit(parent=torch.tensor([0, 1, 2, 3]), fresh=torch.zeros(4, dtype=torch.bool))
+    for each in (o, plain):
+        pull(each, 90)
+        each.apply(edit)
+    seen = []
+    for step in range(90, 100):
+        for each in (o, plain):
+            sum((value**2).sum() for _, value in each.gaussians.items()).backward()
+            each.step(step)
+        if step + 1 in (92, 96, 100):
+            seen.append(plain.gaussians.means.detach().double().clone())
+    assert len(o.gaussians) == 4
+    torch.testing.assert_close(o.gaussians.means.double(), torch.stack(seen).mean(0), **ROUNDING)
+
+
+def test_an_average_goes_on_bit_for_bit_when_restored():
+    whole, part = averaging(), averaging()
+    pull(whole, 100)
+    pull(part, 91)
+    later = GaussianOptimizer(
+        part.gaussians.map(torch.Tensor.detach), part.field, OptimizerSettings(average=0.2), 1.0, 100
+    )
+    later.restore({name: value.clone() for name, value in part.tensors().items()})
+    for step in range(91, 100):
+        sum((value**2).sum() for _, value in later.gaussians.items()).backward()
+        later.step(step)
+    for name, value in whole.gaussians.items():
+        torch.testing.assert_close(getattr(later.gaussians, name), value, **EXACT)
