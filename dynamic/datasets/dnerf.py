@@ -11,7 +11,7 @@ from nfc_gs.captures.pictures import find_picture
 from nfc_gs.captures.transforms import Frame, read_transforms
 from nfc_gs.config import Folder, NonNegativeInt, PositiveFloat, PositiveInt, spec
 from nfc_gs.core.scene import Scene
-from nfc_gs.datasets.blender import Blender
+from nfc_gs.datasets.blender import Blender, held_out
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,11 @@ class DNerf(MovingScene):
     test_every: NonNegativeInt = 0
     half_size: PositiveFloat = 1.3
     several_cameras: bool | None = None
+
+    @property
+    def judged_by(self) -> str:
+        """As `test_split` and `test_every` say."""
+        return held_out(self.test_split, self.test_every)
 
     def read(self, seed: int) -> Scene:
         """The scene, in the file's own coordinates; there are no points."""
@@ -74,8 +79,8 @@ class DNerf(MovingScene):
             half_size=self.half_size,
         ).load(seed)
         train = tuple(at_time(view, times["train"][view.name]) for view in scene.train)
-        held_out = times["train" if self.test_every else "test"]
-        return replace(scene, train=train, test=tuple(at_time(view, held_out[view.name]) for view in scene.test))
+        judging = times["train" if self.test_every else "test"]
+        return replace(scene, train=train, test=tuple(at_time(view, judging[view.name]) for view in scene.test))
 
     def _times(self, split: str) -> tuple[dict[str, float], bool]:
         """The time of each picture of a split, by its name, and whether the file states them."""
