@@ -61,18 +61,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("nfc-gs: interrupted", file=sys.stderr)
         return 130
-    except RuntimeError as error:
-        # torch's own error, by its name: torch is not imported before it is needed.
-        if type(error).__name__ != "OutOfMemoryError":
+    except (RuntimeError, MemoryError) as error:
+        line = _out_of_memory(error)
+        if line is None:
             raise
-        asked = str(error).partition(". ")[0].partition("\n")[0]
-        print(f"nfc-gs: {asked}: make the pictures smaller, or free what other programs hold", file=sys.stderr)
+        print(f"nfc-gs: {line}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def _out_of_memory(error: RuntimeError | MemoryError) -> str | None:
+    """What to say of a device, or a machine, without enough memory; None of any other error."""
+    # torch's own error, by its name: torch is not imported before it is needed.
+    if type(error).__name__ == "OutOfMemoryError":
+        asked = str(error).partition(". ")[0].partition("\n")[0]
+        return f"{asked}: make the pictures smaller, or free what other programs hold"
+    # On a CPU torch has no error of its own.
+    if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        return None
+    size = re.search(r"allocate ([\d.]+ \w+)", str(error))
+    amount = f" ({size[1]} were asked for at once)" if size else ""
+    return f"out of memory{amount}: lower what is that large in the settings, or free what other programs hold"
 
 
 def _with_negative_values(arguments: Sequence[str]) -> list[str]:

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from nfc_gs import cli
 
@@ -48,3 +50,26 @@ def test_a_stop_that_numba_wrapped_is_an_interruption_all_the_same(monkeypatch, 
     monkeypatch.setattr(cli, "run_doctor", wrapped)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "nfc-gs: interrupted\n"
+
+
+def test_more_than_the_memory_holds_is_one_line(monkeypatch, capsys):
+    def torch_asks(chosen):
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    def numpy_asks(chosen):
+        np.empty(1 << 60, np.uint8)
+
+    for ask, amount in ((torch_asks, "1152921504606846976 bytes"), (numpy_asks, "1.00 EiB")):
+        monkeypatch.setattr(cli, "run_doctor", ask)
+        assert cli.main(["doctor"]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"out of memory ({amount} were asked for at once)" in said
+
+
+def test_an_error_that_has_nothing_to_do_with_memory_is_not_hidden(monkeypatch):
+    def broken(chosen):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(cli, "run_doctor", broken)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.main(["doctor"])

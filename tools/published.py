@@ -197,7 +197,8 @@ def difference(table: Table, scene: str, run: Run) -> str | None:
         return (
             "it was measured at the checkpoint that was best on the held-out views; `nfc-gs eval` measures the last one"
         )
-    if run.metrics.get("split", "test") != "test":
+    # Records of before the split was named there say "test" of any held-out views.
+    if run.metrics.get("split", "test") not in ("test", run.settings.get("dataset", {}).get("test_split")):
         return f"it was measured on its {run.metrics['split']} views"
     return None
 

@@ -14,7 +14,7 @@ from nfc_gs.config import PositiveInt, spec
 from nfc_gs.core.scene import Points, Scene, View
 from nfc_gs.datasets.base import Dataset, DatasetError
 
-__all__ = ["DatasetError", "MovingScene", "Shot", "at_time", "bounding_box", "check_shots"]
+__all__ = ["DatasetError", "MovingScene", "Shot", "at_time", "bounding_box", "check_shots", "read_array"]
 
 # Of the stream of random numbers that a run's seed starts: the order of the shuffled times.
 SHUFFLE_STREAM = 41
@@ -113,6 +113,24 @@ def check_shots(source: Path, shots: Sequence[Shot], several_cameras: bool | Non
 def at_time(view: View, time: float) -> View:
     """The same view, said to have been taken at another time."""
     return replace(view, camera=replace(view.camera, time=time))
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The one array of numbers in a .npy file.
+
+    Raises:
+        DatasetError: no such file, another kind of file, or no numbers.
+    """
+    try:
+        with path.open("rb") as stream:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError):
+        raise DatasetError(f"{path}: is no NumPy array that can be read; restore it") from None
+    if array.dtype.kind not in "fiu":
+        raise DatasetError(f"{path}: holds {array.dtype.name} values; it must hold numbers")
+    return array
 
 
 def bounding_box(points: Points) -> Float[torch.Tensor, "2 3"]:

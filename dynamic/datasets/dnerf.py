@@ -11,7 +11,7 @@ from nfc_gs.captures.pictures import find_picture
 from nfc_gs.captures.transforms import Frame, read_transforms
 from nfc_gs.config import Folder, NonNegativeInt, PositiveFloat, PositiveInt, spec
 from nfc_gs.core.scene import Scene
-from nfc_gs.datasets.blender import Blender
+from nfc_gs.datasets.blender import Blender, held_out
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,11 @@ class DNerf(MovingScene):
     half_size: PositiveFloat = 1.3
     several_cameras: bool | None = None
 
+    @property
+    def judged_by(self) -> str:
+        """As `test_split` and `test_every` say."""
+        return held_out(self.test_split, self.test_every)
+
     def read(self, seed: int) -> Scene:
         """The scene, in the file's own coordinates; there are no points."""
         if not self.folder.is_dir():
@@ -41,7 +46,8 @@ class DNerf(MovingScene):
         first = self.folder / "transforms_train.json"
         if not first.is_file():
             raise DatasetError(f"{first}: no such file{other_format(self.folder, own=first.name)}")
-        times = {"train": self._times("train")}
+        times, stated = {}, {}
+        times["train"], stated["train"] = self._times("train")
         if not self.test_every:
             path = self.folder / f"transforms_{self.test_split}.json"
             if not path.is_file():
@@ -49,13 +55,21 @@ class DNerf(MovingScene):
                     f"{path}: no such file; set dataset.test_split, or dataset.test_every=8 to judge by every 8th "
                     "training view instead"
                 )
-            times["test"] = self._times(self.test_split)
+            times["test"], stated[self.test_split] = self._times(self.test_split)
             if self.folder.name == "lego" and self.test_split == "test":
                 log.warning(
                     "%s: if this is D-NeRF's lego, its test pictures do not fit its training pictures (no method "
                     "exceeds about 25 dB): set dataset.test_split=val",
                     self.folder,
                 )
+        timeless = [f"transforms_{split}.json" for split, has in stated.items() if not has]
+        if timeless:
+            log.warning(
+                "%s: no frame of %s has a `time`: frame i of n is taken to be at i / (n - 1); if nothing moves, use "
+                "configs/static/blender.yaml",
+                self.folder,
+                " and ".join(timeless),
+            )
         scene = Blender(
             folder=self.folder,
             downscale=self.downscale,
@@ -65,11 +79,11 @@ class DNerf(MovingScene):
             half_size=self.half_size,
         ).load(seed)
         train = tuple(at_time(view, times["train"][view.name]) for view in scene.train)
-        held_out = times["train" if self.test_every else "test"]
-        return replace(scene, train=train, test=tuple(at_time(view, held_out[view.name]) for view in scene.test))
+        judging = times["train" if self.test_every else "test"]
+        return replace(scene, train=train, test=tuple(at_time(view, judging[view.name]) for view in scene.test))
 
-    def _times(self, split: str) -> dict[str, float]:
-        """The time of each picture of a split, by its name."""
+    def _times(self, split: str) -> tuple[dict[str, float], bool]:
+        """The time of each picture of a split, by its name, and whether the file states them."""
         path = self.folder / f"transforms_{split}.json"
         _, frames = read_transforms(path)
         self._check_pictures(path, frames)
@@ -81,12 +95,6 @@ class DNerf(MovingScene):
                 "them one, or none"
             )
         last = max(len(frames) - 1, 1)
-        if timeless:
-            log.warning(
-                "%s: no frame has a `time`: frame i of %d is taken to be at i / %d; if nothing moves, use "
-                "configs/static/blender.yaml",
-                *(path, len(frames), last),
-            )
         times = [index / last if time is None else time for index, time in enumerate(stated)]
         shots = [
             Shot(name=frame.name, time=time, camera_to_world=frame.camera_to_world)
@@ -95,7 +103,7 @@ class DNerf(MovingScene):
         # Test cameras may stand wherever, at the same times as each other.
         several = self.several_cameras if split == "train" else True
         check_shots(path, shots, several, remedy="correct it, or set dataset.several_cameras=true")
-        return {shot.name: shot.time for shot in shots}
+        return {shot.name: shot.time for shot in shots}, not timeless
 
     def _check_pictures(self, path: Path, frames: list[Frame]) -> None:
         missing = [frame.name for frame in frames if find_picture(self.folder / frame.name) is None]

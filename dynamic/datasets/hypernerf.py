@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from dynamic.datasets.base import DatasetError, MovingScene, Shot, bounding_box, check_shots
+from dynamic.datasets.base import DatasetError, MovingScene, Shot, bounding_box, check_shots, read_array
 from nfc_gs.captures.assembly import BACKGROUNDS, LEAST_STRAIGHT_SHARE, Background, Capture
 from nfc_gs.captures.lenses import Lens
 from nfc_gs.captures.pictures import find_picture, read_header
@@ -168,13 +168,7 @@ class HyperNerf(MovingScene):
         path = self.folder / "points.npy"
         if not path.is_file():
             return None
-        try:
-            xyz = np.load(path)
-        except (OSError, ValueError, EOFError) as error:
-            raise DatasetError(f"{path}: is no NumPy array that can be read ({error})") from None
-        # An .npz under this name is read, too, and words have a shape.
-        if not isinstance(xyz, np.ndarray) or xyz.dtype.kind not in "fiu":
-            raise DatasetError(f"{path}: holds no array of numbers; it must be finite places, [P, 3]")
+        xyz = read_array(path)
         if xyz.ndim != 2 or xyz.shape[1] != 3 or len(xyz) == 0 or not np.isfinite(xyz).all():
             raise DatasetError(f"{path}: holds an array of shape {xyz.shape}; it must be finite places, [P, 3]")
         places = similarity.inverse(torch.from_numpy(xyz.astype(np.float64))).float()

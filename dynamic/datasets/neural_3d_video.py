@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
 
-from dynamic.datasets.base import DatasetError, MovingScene, bounding_box
+from dynamic.datasets.base import DatasetError, MovingScene, bounding_box, read_array
 from nfc_gs.captures.assembly import BACKGROUNDS, Background
 from nfc_gs.captures.pictures import PICTURE_ENDINGS, PictureFile, develop, downscaled, is_scaled, read_header
 from nfc_gs.captures.transforms import ROTATION_TOLERANCE
@@ -106,7 +106,7 @@ class Neural3DVideo(MovingScene):
         if not wanted or (self.num_frames is not None and len(wanted) < self.num_frames):
             raise DatasetError(
                 f"{self.folder}: there are {len(everything)} frames; dataset.first_frame={self.first_frame} and "
-                f"dataset.num_frames={self.num_frames} ask for others"
+                f"dataset.num_frames={'null' if self.num_frames is None else self.num_frames} ask for others"
             )
         for clip in clips:
             has = set(counts[clip.name])
@@ -182,17 +182,11 @@ def read_poses_bounds(path: Path) -> list[Rig]:
     Raises:
         DatasetError: no such file, no array of 17 columns, or a row that is no camera.
     """
-    try:
-        rows = np.load(path)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{path}: is no NumPy array that can be read ({error})") from None
-    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != ROW or len(rows) == 0:
-        shape = rows.shape if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise DatasetError(f"{path}: holds an array of shape {shape}; it must be [cameras, {ROW}], as LLFF writes it")
-    if rows.dtype.kind not in "fiu":
-        raise DatasetError(f"{path}: holds {rows.dtype.name} values; it must hold numbers, as LLFF writes them")
+    rows = read_array(path)
+    if rows.ndim != 2 or rows.shape[1] != ROW or len(rows) == 0:
+        raise DatasetError(
+            f"{path}: holds an array of shape {rows.shape}; it must be [cameras, {ROW}], as LLFF writes it"
+        )
     return [_rig(path, index, row) for index, row in enumerate(rows.astype(np.float64))]
 
 

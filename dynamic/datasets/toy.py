@@ -1,9 +1,8 @@
 """Moving scenes made as they load, drawn exactly by ray tracing: their geometry is known at any time."""
 
-import colorsys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,10 +13,9 @@ from dynamic.datasets.base import MovingScene
 from nfc_gs.config import NonNegativeInt, PositiveInt, spec
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.scene import Photograph, Points, Scene, View, camera_extent
-from nfc_gs.core.solids import Box, Carried, Disc, Pattern, Solid, Sphere, look_at, surface_colours, to_bytes, trace
-from nfc_gs.datasets.toy import HALF_SIZE, dome
+from nfc_gs.core.solids import Box, Carried, Disc, Pattern, Solid, Sphere, surface_colours, to_bytes, trace
+from nfc_gs.datasets.toy import HALF_SIZE, Paint, TracedPicture, dome, palette, square_camera
 
-Paint = Callable[[str, float], Pattern]
 # Where a resting solid is at a time in [0, 1]: rotation and translation.
 Motion = Callable[[float], tuple[Float64[np.ndarray, "3 3"], Float64[np.ndarray, "3"]]]
 
@@ -82,19 +80,17 @@ class Toy(MovingScene):
         """What is photographed: the truth about the geometry at any time."""
         generator = np.random.default_rng((seed, 0))
         build = {"articulated": _articulated, "bouncing": _bouncing, "appearing": _appearing}[self.motion]
-        return World(parts=tuple(build(generator, _palette(generator))))
+        return World(parts=tuple(build(generator, palette(generator))))
 
     def _view(self, world: "World", name: str, place: np.ndarray, time: float) -> View:
-        camera = Camera(
-            world_to_camera=look_at(place, LOOKED_AT),
-            focal=(0.5 * self.size / TANGENT, 0.5 * self.size / TANGENT),
-            centre=(0.5 * self.size, 0.5 * self.size),
-            width=self.size,
-            height=self.size,
-            time=time,
-        )
-        picture = _TracedMoment(world, camera, self.supersample, carried_light=self.light == "carried")
-        return View(name=name, camera=camera, read=picture.read)
+        camera = square_camera(place, LOOKED_AT, self.size, TANGENT, time)
+        return View(name=name, camera=camera, read=TracedPicture(partial(self._trace, world, camera)).read)
+
+    def _trace(self, world: "World", camera: Camera) -> Photograph:
+        """The photograph of a moment, with the solids' coverage as alpha."""
+        lit = carried_colours if self.light == "carried" else surface_colours
+        colours, coverage = trace(world.solids(camera.time), camera, self.supersample, lit)
+        return Photograph(rgb=to_bytes(colours), alpha=to_bytes(coverage))
 
     def _points(self, world: "World", seed: int) -> Points | None:
         if not self.points:
@@ -158,28 +154,6 @@ def carried_colours(
     solid = solids[which]
     assert isinstance(solid, Carried)
     return surface_colours([solid.rest], 0, solid.to_rest(points))
-
-
-class _TracedMoment:
-    """A photograph of a moment, traced when it is first asked for."""
-
-    def __init__(self, world: World, camera: Camera, supersample: int, carried_light: bool):
-        self.world = world
-        self.camera = camera
-        self.supersample = supersample
-        self.carried_light = carried_light
-        self._photograph: Photograph | None = None
-        self._lock = threading.Lock()
-
-    def read(self) -> Photograph:
-        """The photograph, with the solids' coverage as alpha."""
-        with self._lock:
-            if self._photograph is None:
-                lit = carried_colours if self.carried_light else surface_colours
-                solids = self.world.solids(self.camera.time)
-                colours, coverage = trace(solids, self.camera, self.supersample, lit)
-                self._photograph = Photograph(rgb=to_bytes(colours), alpha=to_bytes(coverage))
-            return self._photograph
 
 
 def _articulated(generator: np.random.Generator, paint: Paint) -> list[Part]:
@@ -246,20 +220,6 @@ def _appearing(generator: np.random.Generator, paint: Paint) -> list[Part]:
     x, y = 0.48 * np.cos(start), 0.48 * np.sin(start)
     late = Sphere(centre=(x, y, 0.27), radius=0.27, pattern=paint("dots", 2.5))
     return [*parts, Part(rest=late, motion=_still, since=APPEARS_AT)]
-
-
-def _palette(generator: np.random.Generator) -> Paint:
-    """Paints whose hues keep apart, by steps of the golden ratio."""
-    hue = generator.random()
-
-    def paint(kind: str, waves: float) -> Pattern:
-        nonlocal hue
-        hue = (hue + 0.618034) % 1
-        strong = colorsys.hsv_to_rgb(hue, 0.75, 0.92)
-        pale = colorsys.hsv_to_rgb((hue + 0.08) % 1, 0.18, 0.98)
-        return Pattern(kind=kind, first=strong, second=pale, waves=waves)
-
-    return paint
 
 
 def _table(paint: Paint) -> Disc:

@@ -13,6 +13,9 @@ from nfc_gs.config import NonNegativeInt, PositiveFloat, PositiveInt, Share, spe
 from nfc_gs.core.gaussians import Gaussians, Population
 from nfc_gs.deformations.base import Deformation
 
+# The highest frequency's period is four over two to the power of their number, and float32 has 24 bits.
+FREQUENCIES_MAX = 20
+
 
 class Network(NetworkField):
     """Deformable-3D-GS's field (Yang et al. 2023): encoded canonical means and time to residuals on raw parameters.
@@ -127,6 +130,10 @@ class Mlp(Deformation):
     rise: Share = 0.005
 
     def __post_init__(self) -> None:
+        if max(self.position_frequencies, self.time_frequencies) > FREQUENCIES_MAX:
+            raise ValueError(
+                f"position_frequencies and time_frequencies must be at most {FREQUENCIES_MAX}: float32 numbers are no finer"
+            )
         if self.warm_up >= 1:
             raise ValueError("warm_up must be less than 1")
 

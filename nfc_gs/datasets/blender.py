@@ -33,6 +33,11 @@ class Blender(Dataset):
     test_every: NonNegativeInt = 0
     half_size: PositiveFloat = 1.3
 
+    @property
+    def judged_by(self) -> str:
+        """As `test_split` and `test_every` say."""
+        return held_out(self.test_split, self.test_every)
+
     def load(self, seed: int) -> Scene:
         """The scene, in the file's own coordinates; there are no points."""
         if not self.folder.is_dir():
@@ -92,6 +97,11 @@ class Blender(Dataset):
         )
         size = downscaled(header.width, header.height, self.downscale)
         return View(name=frame.name, camera=camera.resized(*size), read=PictureFile(path=header.path, size=size).read)
+
+
+def held_out(test_split: str, test_every: int) -> str:
+    """What two settings make the held-out views, in words for a record."""
+    return f"one in {test_every} of train" if test_every else test_split
 
 
 Spec = Blender

@@ -2,6 +2,8 @@
 
 import colorsys
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from nfc_gs.core.camera import Camera
 from nfc_gs.core.scene import Photograph, Points, Scene, View, camera_extent
 from nfc_gs.core.solids import Box, Disc, Pattern, Solid, Sphere, look_at, sample_surfaces, to_bytes, trace, trace_sky
 from nfc_gs.datasets.base import Dataset
+
+Paint = Callable[[str, float], Pattern]
 
 CAMERA_DISTANCE = 3.4
 # Half of the picture's width over the focal length: the table nearly fills the picture.
@@ -56,56 +60,66 @@ class Toy(Dataset):
     def _views(self, solids: list[Solid], split: str, positions: np.ndarray) -> tuple[View, ...]:
         views = []
         for index, position in enumerate(positions):
-            camera = Camera(
-                world_to_camera=look_at(position, LOOKED_AT),
-                focal=(0.5 * self.size / TANGENT, 0.5 * self.size / TANGENT),
-                centre=(0.5 * self.size, 0.5 * self.size),
-                width=self.size,
-                height=self.size,
-            )
-            picture = TracedPicture(solids, camera, self.supersample, self.alpha)
+            camera = square_camera(position, LOOKED_AT, self.size, TANGENT)
+            picture = TracedPicture(partial(self._trace, solids, camera))
             views.append(View(name=f"{split}_{index:03d}", camera=camera, read=picture.read))
         return tuple(views)
 
+    def _trace(self, solids: list[Solid], camera: Camera) -> Photograph:
+        """The photograph, with the solids' coverage as alpha or before the sky."""
+        colours, coverage = trace(solids, camera, self.supersample)
+        if self.alpha:
+            return Photograph(rgb=to_bytes(colours), alpha=to_bytes(coverage))
+        return Photograph(rgb=to_bytes(colours + (1 - coverage[..., None]) * trace_sky(camera)))
+
 
 class TracedPicture:
-    """A photograph that is traced when it is first asked for."""
+    """A photograph that is traced when it is first asked for, and kept."""
 
-    def __init__(self, solids: list[Solid], camera: Camera, supersample: int, alpha: bool):
-        self.solids = solids
-        self.camera = camera
-        self.supersample = supersample
-        self.alpha = alpha
+    def __init__(self, trace: Callable[[], Photograph]) -> None:
+        self._trace = trace
         self._photograph: Photograph | None = None
         self._lock = threading.Lock()
 
     def read(self) -> Photograph:
-        """The photograph, with the solids' coverage as alpha or before the sky."""
+        """The photograph; whoever else asks for it meanwhile waits."""
         with self._lock:
             if self._photograph is None:
                 self._photograph = self._trace()
             return self._photograph
 
-    def _trace(self) -> Photograph:
-        colours, coverage = trace(self.solids, self.camera, self.supersample)
-        if self.alpha:
-            return Photograph(rgb=to_bytes(colours), alpha=to_bytes(coverage))
-        return Photograph(rgb=to_bytes(colours + (1 - coverage[..., None]) * trace_sky(self.camera)))
+
+def square_camera(place: np.ndarray, looked_at: np.ndarray, size: int, tangent: float, time: float = 0.0) -> Camera:
+    """A camera that looks from one place to another; `tangent` is half of the picture's width over the focal length."""
+    focal = 0.5 * size / tangent
+    return Camera(
+        world_to_camera=look_at(place, looked_at),
+        focal=(focal, focal),
+        centre=(0.5 * size, 0.5 * size),
+        width=size,
+        height=size,
+        time=time,
+    )
 
 
-def still_life(seed: int) -> list[Solid]:
-    """A table, on it three spheres and two boxes in a ring about a larger sphere: all apart, all within `HALF_SIZE`."""
-    generator = np.random.default_rng((seed, 0))
+def palette(generator: np.random.Generator) -> Paint:
+    """Paints, by kind of pattern and number of waves, whose hues keep apart: they go on by steps of the golden ratio."""
     hue = generator.random()
 
     def paint(kind: str, waves: float) -> Pattern:
         nonlocal hue
-        # Steps of the golden ratio keep neighbours' hues apart.
         hue = (hue + 0.618034) % 1
         strong = colorsys.hsv_to_rgb(hue, 0.75, 0.92)
         pale = colorsys.hsv_to_rgb((hue + 0.08) % 1, 0.18, 0.98)
         return Pattern(kind=kind, first=strong, second=pale, waves=waves)
 
+    return paint
+
+
+def still_life(seed: int) -> list[Solid]:
+    """A table, on it three spheres and two boxes in a ring about a larger sphere: all apart, all within `HALF_SIZE`."""
+    generator = np.random.default_rng((seed, 0))
+    paint = palette(generator)
     solids: list[Solid] = [
         Disc(
             height=0.0,

@@ -18,7 +18,7 @@ from torch import Tensor
 from nfc_gs.config import UserError
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.scene import Photograph, View
-from nfc_gs.evaluation.pictures import ONE_EACH, check_folder_name, file_names, to_bytes, write_png
+from nfc_gs.evaluation.pictures import ONE_EACH, check_folder_name, file_names, to_bytes, write_pngs
 from nfc_gs.model import SplatModel, target_of
 
 # No numbers in [0, 1] have a greater standard deviation.
@@ -88,10 +88,14 @@ def write_confidence(
 ) -> list[Path]:
     """Writes one PNG by `draw_confidence` for each view, named after it, and returns the paths in the views' order."""
     check_folder_name(folder, ONE_EACH)
-    paths = [folder / f"{name}.png" for name in file_names([view.name for view in views])]
-    for view, path in zip(views, paths, strict=True):
-        write_png(draw_confidence(model, confidence, view.camera), path)
-    return paths
+    names = file_names([view.name for view in views])
+    return write_pngs(
+        (
+            (f"{name}.png", draw_confidence(model, confidence, view.camera))
+            for name, view in zip(names, views, strict=True)
+        ),
+        folder,
+    )
 
 
 def trusted(model: SplatModel, found: Evidence, min_weight: float, min_confidence: float) -> tuple[SplatModel, str]:

@@ -1,7 +1,8 @@
 """Pictures for people: PNG files of views, coloured depth, error maps, and sheets of renders beside photographs."""
 
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -44,18 +45,72 @@ def write_png(picture: UInt8[np.ndarray, "H W *channels"], path: Path) -> None:
     Raises:
         PictureError: the file cannot be written.
     """
-    pixels = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".png", pixels)
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_bytes(encoded.tobytes())
+            partial.write_bytes(_png(picture))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise PictureError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def write_pngs(
+    pictures: Iterable[tuple[str, UInt8[np.ndarray, "H W *channels"]]], folder: Path, outdated: str | None = None
+) -> list[Path]:
+    """Writes pictures into a folder, all of them or, where one cannot be drawn or written, none; returns their paths.
+
+    Args:
+        pictures: each with its file's name; taken one at a time.
+        folder: made if it is not there.
+        outdated: a pattern of names; such files of before are deleted once all new ones are drawn.
+
+    Raises:
+        PictureError: a file cannot be written.
+    """
+    there = folder.is_dir()
+    partial = folder / "pictures.partial"
+    names: list[str] = []
+    path = folder
+    try:
+        # What an interrupted drawing left behind.
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            for name, picture in pictures:
+                path = folder / name
+                (partial / name).write_bytes(_png(picture))
+                names.append(name)
+            for old in folder.glob(outdated) if outdated else ():
+                old.unlink()
+            for name in names:
+                path = folder / name
+                os.replace(partial / name, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            if not there and not any(folder.iterdir()):
+                folder.rmdir()
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return [folder / name for name in names]
+
+
+def _png(picture: UInt8[np.ndarray, "H W *channels"]) -> bytes:
+    pixels = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def draw_label(sheet: UInt8[np.ndarray, "H W 3"], text: str, left: int, top: int, width: int) -> None:
+    """Writes white text into a strip of a sheet, `LABEL_HEIGHT` high, in letters as small as its width asks for."""
+    # OpenCV's own font has ASCII only, and no other font is sure to be installed.
+    shown = text.encode("ascii", "replace").decode()
+    font, size, margin = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 4
+    needed = cv2.getTextSize(shown, font, size, 1)[0][0]
+    size *= min(1.0, max(width - 2 * margin, 1) / max(needed, 1))
+    corner = (left + margin, top + LABEL_HEIGHT - margin - 1)
+    cv2.putText(sheet, shown, corner, font, size, (255, 255, 255), 1, cv2.LINE_AA)
 
 
 def check_folder_name(path: Path, remedy: str) -> None:
@@ -128,10 +183,7 @@ def contact_sheet(
     for label, photograph, render in rows:
         strip = np.full((LABEL_HEIGHT, 3 * tile, 3), 32, dtype=np.uint8)
         for column, text in enumerate((label, "render", "error")):
-            # OpenCV's own font has ASCII only, and no other font is sure to be installed.
-            shown = text.encode("ascii", "replace").decode()
-            corner = (column * tile + 4, LABEL_HEIGHT - 5)
-            cv2.putText(strip, shown, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+            draw_label(strip, text, column * tile, 0, tile)
         height = max(1, round(photograph.shape[0] * tile / photograph.shape[1]))
         pictures = (to_bytes(photograph), to_bytes(render), colour_error(render, photograph))
         shrunk = [cv2.resize(picture, (tile, height), interpolation=cv2.INTER_AREA) for picture in pictures]
@@ -153,23 +205,26 @@ def render_split(
         folder: where to; made if it is not there.
 
     Raises:
-        PictureError: a file cannot be written, or there is no such mode.
+        PictureError: a file cannot be written (there is none then), or there is no such mode.
     """
     if mode not in MODES:
         raise PictureError(f"no render mode {mode!r}: one of {', '.join(MODES)}")
     check_folder_name(folder, ONE_EACH)
-    paths = [folder / f"{name}.png" for name in file_names([view.name for view in views])]
-    for i, (view, path) in enumerate(zip(views, paths, strict=True)):
-        picture = model.render(view.camera, depth=mode == "depth")
-        if mode == "error":
-            target = target_of(read(i), picture.background)
-            write_png(colour_error(picture.rgb, target.rgb, target.mask), path)
-        elif mode == "depth":
-            assert picture.rendering.depth is not None
-            write_png(colour_depth(picture.rendering.depth, picture.rendering.alpha), path)
-        else:
-            write_png(to_bytes(picture.rgb if mode == "rgb" else picture.rendering.alpha), path)
-    return paths
+
+    def pictures() -> Iterator[tuple[str, UInt8[np.ndarray, "H W *channels"]]]:
+        for i, (view, name) in enumerate(zip(views, file_names([view.name for view in views]), strict=True)):
+            picture = model.render(view.camera, depth=mode == "depth")
+            if mode == "error":
+                target = target_of(read(i), picture.background)
+                drawn = colour_error(picture.rgb, target.rgb, target.mask)
+            elif mode == "depth":
+                assert picture.rendering.depth is not None
+                drawn = colour_depth(picture.rendering.depth, picture.rendering.alpha)
+            else:
+                drawn = to_bytes(picture.rgb if mode == "rgb" else picture.rendering.alpha)
+            yield f"{name}.png", drawn
+
+    return write_pngs(pictures(), folder)
 
 
 def file_names(names: Sequence[str]) -> list[str]:

@@ -152,8 +152,7 @@ def shoot(film: Film, scene: Scene, model: SplatModel, mode: str, output: Path) 
         list(frames())
         write_png(videos.film_sheet(kept), output)
         return f"{output}: {len(kept)} frames on one sheet"
-    paths = videos.write_frames(frames(), output)
-    write_png(videos.film_sheet(kept), output / "contact_sheet.png")
+    paths = videos.write_frames(frames(), output, lambda: videos.film_sheet(kept))
     return f"{len(paths)} pictures of {width}x{height} written to {output}, and contact_sheet.png"
 
 

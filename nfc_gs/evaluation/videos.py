@@ -1,8 +1,7 @@
 """Films: frames as a folder of PNGs, an MP4, a WebM or a GIF, and as one sheet to look at."""
 
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
-from nfc_gs.evaluation.pictures import LABEL_HEIGHT, PictureError, write_png
+from nfc_gs.evaluation.pictures import LABEL_HEIGHT, PictureError, draw_label, write_pngs
 
 # Encoders by ending, and their options: visually lossless, and not slower than the frames are drawn.
 ENCODERS = {
@@ -68,38 +67,25 @@ def write_film(frames: Iterable[UInt8[np.ndarray, "H W 3"]], path: Path, fps: fl
     return count
 
 
-def write_frames(frames: Iterable[UInt8[np.ndarray, "H W 3"]], folder: Path) -> list[Path]:
-    """Writes frames as frame_00000.png and on, and returns their paths.
+def write_frames(
+    frames: Iterable[UInt8[np.ndarray, "H W 3"]], folder: Path, sheet: Callable[[], UInt8[np.ndarray, "A B 3"]]
+) -> list[Path]:
+    """Writes frames as frame_00000.png and on, and contact_sheet.png; returns the frames' paths.
 
     Args:
         frames: taken one at a time.
         folder: made if it is not there; frames that an earlier film left there are deleted once all new ones are drawn.
+        sheet: asked for after the last frame.
 
     Raises:
-        PictureError: a file cannot be written.
+        PictureError: a file cannot be written; there is none then.
     """
-    there = folder.is_dir()
-    partial = folder / "frames.partial"
-    names = []
-    try:
-        # What an interrupted film left behind.
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            for i, frame in enumerate(frames):
-                names.append(f"frame_{i:05d}.png")
-                write_png(frame, partial / names[-1])
-            for old in folder.glob("frame_[0-9][0-9][0-9][0-9][0-9].png"):
-                old.unlink()
-            for name in names:
-                os.replace(partial / name, folder / name)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            if not there and not any(folder.iterdir()):
-                folder.rmdir()
-    except OSError as error:
-        raise PictureError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    return [folder / name for name in names]
+
+    def pictures() -> Iterator[tuple[str, UInt8[np.ndarray, "H W 3"]]]:
+        yield from ((f"frame_{i:05d}.png", frame) for i, frame in enumerate(frames))
+        yield "contact_sheet.png", sheet()
+
+    return write_pngs(pictures(), folder, outdated="frame_[0-9][0-9][0-9][0-9][0-9].png")[:-1]
 
 
 def film_sheet(frames: Sequence[tuple[str, UInt8[np.ndarray, "H W 3"]]]) -> UInt8[np.ndarray, "A B 3"]:
@@ -112,8 +98,7 @@ def film_sheet(frames: Sequence[tuple[str, UInt8[np.ndarray, "H W 3"]]]) -> UInt
     sheet = np.full((rows * (tile_height + LABEL_HEIGHT), columns * tile_width, 3), 32, dtype=np.uint8)
     for i, (label, frame) in enumerate(frames):
         top, left = i // columns * (tile_height + LABEL_HEIGHT), i % columns * tile_width
-        corner, white = (left + 4, top + LABEL_HEIGHT - 5), (255, 255, 255)
-        cv2.putText(sheet, label, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.4, white, 1, cv2.LINE_AA)
+        draw_label(sheet, label, left, top, tile_width)
         shrunk = cv2.resize(frame, (tile_width, tile_height), interpolation=cv2.INTER_AREA)
         sheet[top + LABEL_HEIGHT : top + LABEL_HEIGHT + tile_height, left : left + tile_width] = shrunk
     return sheet

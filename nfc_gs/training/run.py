@@ -166,7 +166,8 @@ def train(trainer: Trainer, folder: Path) -> Evaluation | None:
     if not trainer.ranks.first:
         return None
     if evaluation is not None:
-        _record(folder, trainer.model, evaluation, trainer.done, trainer.seconds, best=False)
+        judged_by = trainer.experiment.dataset.judged_by
+        _record(folder, judged_by, trainer.model, evaluation, trainer.done, trainer.seconds, best=False)
     elif not (folder / METRICS).exists():
         # All steps were done before, but the last look at the held-out views was interrupted.
         measure(open_run(folder), lpips=None)
@@ -269,7 +270,8 @@ def measure(run: Run, lpips: Path | None) -> tuple[dict[str, Any], Path]:
         evaluation = evaluate(
             run.model, scene.test, photographs.get, lpips=networks, keep=run.experiment.evaluation.pictures
         )
-    return _record(run.folder, run.model, evaluation, run.record["step"], run.record["seconds"], run.best)
+    judged_by = run.experiment.dataset.judged_by
+    return _record(run.folder, judged_by, run.model, evaluation, run.record["step"], run.record["seconds"], run.best)
 
 
 def draw(run: Run, split: str, mode: str, folder: Path) -> list[Path]:
@@ -328,13 +330,13 @@ def _photographs(run: Run, views: tuple[View, ...]) -> AbstractContextManager[Ph
 
 
 def _record(
-    folder: Path, model: SplatModel, evaluation: Evaluation, steps: int, seconds: float, best: bool
+    folder: Path, split: str, model: SplatModel, evaluation: Evaluation, steps: int, seconds: float, best: bool
 ) -> tuple[dict[str, Any], Path]:
     """Writes metrics.json, and a sheet of some views to look at."""
     record = metrics(
         evaluation,
         model,
-        split="test",
+        split=split,
         steps=steps,
         train_seconds=seconds,
         num_bytes=sum(value.nbytes for _, value in model.gaussians.items()),

@@ -13,6 +13,7 @@ from nfc_gs.evaluation.pictures import (
     to_bytes,
     write_png,
 )
+from tests.disk import full_beyond
 from tests.evaluation.scene import HEIGHT, WIDTH, flat, model, view
 
 
@@ -66,6 +67,13 @@ def test_a_sheet_lays_photograph_render_and_error_side_by_side():
     assert contact_sheet([("a", photograph, render)], width=45).shape == (18 + 10, 45, 3)
 
 
+def test_labels_of_small_pictures_do_not_run_into_each_other():
+    picture = torch.zeros(20, 60, 3)
+    sheet = contact_sheet([("a name far longer than its picture is wide", picture, picture)])
+    words = sheet[:18].astype(int).max((0, 2)) > 100
+    assert words[:60].any() and not words[56:64].any() and words[64:120].any()
+
+
 def test_names_of_files_never_collide():
     names = ["a.png", "b/a.png", "A.JPG", "a_2", "../a", "frame.0001", "frame.0002", "/", "a.png"]
     chosen = file_names(names)
@@ -94,3 +102,21 @@ def test_every_view_becomes_a_picture(tmp_path, mode):
 def test_an_unknown_mode_is_one_line(tmp_path):
     with pytest.raises(PictureError, match="no render mode 'dpeth': one of rgb, depth"):
         render_split(model(), [], lambda i: flat(0), "dpeth", tmp_path)
+
+
+def test_pictures_of_a_split_are_all_there_or_none(tmp_path):
+    views = [view(f"{i}.png", flat(0)) for i in range(3)]
+
+    def read(i):
+        if i == 2:
+            raise PictureError("no more")
+        return views[i].read()
+
+    drawn = model((0.2, 0.2, 0.2), count=3)
+    with pytest.raises(PictureError, match="no more"):
+        render_split(drawn, views, read, "error", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    # Wherever it is seen from, a picture is more than ten bytes.
+    with full_beyond(10), pytest.raises(PictureError, match=r"new/0.png: cannot be written: File too large"):
+        render_split(drawn, views, read, "rgb", tmp_path / "new")
+    assert not (tmp_path / "new").exists()

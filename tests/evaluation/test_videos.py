@@ -7,6 +7,7 @@ import pytest
 
 from nfc_gs.evaluation.pictures import PictureError
 from nfc_gs.evaluation.videos import even, film_sheet, sheet_numbers, write_film, write_frames
+from tests.disk import full_beyond
 
 # Mean difference of 256 steps: what a visually lossless film, or a common palette of 256 colours, may lose.
 LOSSY = 4.0
@@ -59,11 +60,15 @@ def test_sides_of_films_are_even_and_those_of_gifs_need_not_be():
     assert even(269, 479, ".gif") == even(269, 479, "") == (269, 479)
 
 
+def sheet():
+    return film_sheet([("0", frames(1)[0])])
+
+
 def test_frames_of_an_earlier_longer_film_do_not_stay_behind(tmp_path):
-    write_frames(frames(5), tmp_path)
+    write_frames(frames(5), tmp_path, sheet)
     (tmp_path / "notes.txt").write_text("mine")
-    paths = write_frames(frames(2), tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["frame_00000.png", "frame_00001.png", "notes.txt"]
+    paths = write_frames(frames(2), tmp_path, sheet)
+    assert sorted(os.listdir(tmp_path)) == ["contact_sheet.png", "frame_00000.png", "frame_00001.png", "notes.txt"]
     np.testing.assert_array_equal(cv2.imread(str(paths[1]))[..., ::-1], frames(2)[1])
 
 
@@ -113,9 +118,23 @@ def test_a_folder_of_frames_that_is_broken_off_is_as_it_was(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_frames(stopped(), tmp_path / "new")
+        write_frames(stopped(), tmp_path / "new", sheet)
     assert os.listdir(tmp_path) == []
-    write_frames(frames(3), tmp_path / "old")
+    write_frames(frames(3), tmp_path / "old", sheet)
     with pytest.raises(KeyboardInterrupt):
-        write_frames(stopped(), tmp_path / "old")
-    assert sorted(os.listdir(tmp_path / "old")) == [f"frame_{i:05d}.png" for i in range(3)]
+        write_frames(stopped(), tmp_path / "old", sheet)
+    assert sorted(os.listdir(tmp_path / "old")) == ["contact_sheet.png", *(f"frame_{i:05d}.png" for i in range(3))]
+
+
+def test_a_disk_that_is_full_leaves_no_part_of_a_film(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)  # 12 kB, however it is packed
+    flat = np.zeros_like(noise)
+    for ending in (".mp4", ".webm", ".gif"):
+        with full_beyond(2000), pytest.raises(PictureError, match=r"film.*cannot be written: File too large") as error:
+            write_film([noise] * 3, tmp_path / f"film{ending}", 30.0)
+        assert "\n" not in str(error.value)
+    for pictures, largest in (([flat, noise], flat), ([flat, flat], noise)):
+        name = "frame_00001" if largest is flat else "contact_sheet"
+        with full_beyond(2000), pytest.raises(PictureError, match=f"frames/{name}.png: cannot be written"):
+            write_frames(pictures, tmp_path / "frames", lambda sheet=largest: sheet)
+    assert os.listdir(tmp_path) == []

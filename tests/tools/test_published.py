@@ -145,6 +145,16 @@ def test_a_run_of_other_pictures_or_steps_is_left_out_with_the_reason(
     assert reason in next(line for line in text.splitlines() if line.startswith("- Left out"))
 
 
+def test_dnerfs_lego_stands_in_its_table_as_judged_by_its_validation_pictures(published, write, capsys):
+    dataset = {
+        "kind": "dynamic.datasets.dnerf", "folder": "/data/dnerf/lego", "downscale": 1, "test_split": "val", "test_stride": 1,
+        "train_stride": 1, "test_every": 0, "shuffle_times": False,
+    }  # fmt: skip
+    runs = write(settings("lego", dataset=dataset), metrics(psnr=33.25, split="val"))
+    published.main([str(runs), "--table", "dnerf"])
+    assert cells(capsys.readouterr().out, "PSNR", "**3dgs** (ours)")["lego"] == "33.25"
+
+
 def test_runs_of_one_name_that_differ_in_more_than_their_seed_are_refused(published, write, capsys):
     write(settings(seed=0), metrics())
     runs = write(settings(seed=1, strategy={"kind": "mcmc"}), metrics())

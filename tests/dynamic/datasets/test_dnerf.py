@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from dynamic.datasets.dnerf import DNerf
-from nfc_gs import config
+from nfc_gs import cli, config
 from nfc_gs.datasets.base import DatasetError
 from nfc_gs.datasets.blender import Blender
+from tests.conftest import REPOSITORY
 
 
 def pose(angle):
@@ -79,7 +80,10 @@ def test_frames_without_times_are_evenly_spread(write, caplog):
         scene = DNerf(folder=write([{}] * 5, test=[{}] * 3)).load(0)
     assert moments(scene.train) == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert moments(scene.test) == [0.0, 0.5, 1.0]
-    assert "frame i of 5 is taken to be at i / 4" in caplog.text
+    (said,) = caplog.messages
+    assert (
+        "no frame of transforms_train.json and transforms_test.json has a `time`: frame i of n is taken to be" in said
+    )
 
 
 def test_a_scene_of_one_time_is_a_still_one(write):
@@ -152,6 +156,26 @@ def test_what_is_no_json_and_what_is_no_folder_is_said(write, tmp_path):
 def test_validation_views_can_judge(write):
     folder = write(times(3), val=[{"time": 0.2}, {"time": 0.7}])
     assert moments(DNerf(folder=folder, test_split="val").load(0).test) == [0.2, 0.7]
+
+
+def test_the_record_of_a_run_says_by_which_views_it_was_judged(write, tmp_path):
+    folder = write(times(3), val=[{"time": 0.2}])
+    settings = [
+        "dataset.half_size=1",
+        "steps=2",
+        "evaluation.every=0",
+        "initial.random=20",
+        f"output={tmp_path}",
+        "threads=1",
+    ]
+    for name, choice, said in (
+        ("test", "dataset.test_split=test", "test"),
+        ("val", "dataset.test_split=val", "val"),
+        ("some", "dataset.test_every=3", "one in 3 of train"),
+    ):
+        config_file = REPOSITORY / "configs/dynamic/dnerf.yaml"
+        assert cli.main(["train", str(config_file), f"dataset.folder={folder}", f"name={name}", choice, *settings]) == 0
+        assert json.loads((tmp_path / name / "metrics.json").read_text())["split"] == said
 
 
 def test_a_missing_test_file_is_named_with_ways_out(write):

@@ -242,10 +242,12 @@ def test_points_that_are_none_are_refused(write):
     (folder / "points.npy").write_text("x")
     assert "points.npy: is no NumPy array" in refused(folder)
     np.save(folder / "points.npy", np.array(["1", "2"]))
-    assert "points.npy: holds no array of numbers" in refused(folder)
+    assert "points.npy: holds str32 values; it must hold numbers" in refused(folder)
+    np.save(folder / "points.npy", np.array([{}], dtype=object), allow_pickle=True)
+    assert "points.npy: is no NumPy array" in refused(folder)
     np.savez(folder / "points.npz", np.zeros((4, 3)))
     (folder / "points.npz").replace(folder / "points.npy")
-    assert "points.npy: holds no array of numbers" in refused(folder)
+    assert "points.npy: is no NumPy array" in refused(folder)
 
 
 def test_a_scene_in_which_nothing_moves_may_be_photographed_by_one_camera_from_everywhere(write):

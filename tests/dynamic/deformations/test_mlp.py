@@ -76,3 +76,9 @@ def test_a_saved_field_draws_the_same_and_the_same_seed_gives_the_same_field() -
     assert torch.equal(field(some, 0.4).gaussians.means, again(some, 0.4).gaussians.means)
     one, same = (SMALL.init(BOUNDS, NUM_TIMES, torch.Generator().manual_seed(3)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+
+
+def test_frequencies_finer_than_float32_are_refused() -> None:
+    Mlp(position_frequencies=20)
+    with pytest.raises(ValueError, match="must be at most 20"):
+        Mlp(time_frequencies=21)
