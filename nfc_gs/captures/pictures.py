@@ -195,7 +195,15 @@ class PictureFile:
 
 
 def downscaled(width: int, height: int, factor: int) -> tuple[int, int]:
-    """The size of a picture divided by `factor`, rounded half up and at least one pixel."""
+    """The size of a picture divided by `factor`, rounded half up and at least one pixel.
+
+    Raises:
+        DatasetError: one pixel would be left.
+    """
+    if factor > 1 and factor >= max(width, height):
+        raise DatasetError(
+            f"dataset.downscale={factor} leaves one pixel of a picture of {width}x{height}; make it smaller"
+        )
     return max(1, (2 * width + factor) // (2 * factor)), max(1, (2 * height + factor) // (2 * factor))
 
 

@@ -16,7 +16,10 @@ from nfc_gs.captures.pictures import (
 def test_sizes_are_rounded_half_up():
     assert downscaled(1076, 1915, 2) == (538, 958)
     assert downscaled(1076, 1915, 4) == (269, 479)
-    assert downscaled(3, 1, 8) == (1, 1)
+    assert downscaled(40, 1, 8) == (5, 1)
+    assert downscaled(1, 1, 1) == (1, 1)
+    with pytest.raises(DatasetError, match="downscale=8 leaves one pixel of a picture of 8x3"):
+        downscaled(8, 3, 8)
 
 
 @pytest.mark.parametrize(
