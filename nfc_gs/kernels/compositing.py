@@ -298,6 +298,7 @@ def composite_backward(
     if weigh:
         # Ones come in here where the splats have a channel of zeros: their sums are the weights'.
         incoming[channels * LANES : (channels + 1) * LANES] = _ONE
+    by_pixel = np.empty((stride - LOCAL) // LANES * LANES**2, np.float32)
     behind = np.empty(LANES, np.float32)
     # A row more than there are splats, into which unused lanes are added.
     sums = np.empty(room * stride, np.float32)
@@ -326,9 +327,14 @@ def composite_backward(
                 continue
             list_block(touches, touches.size // BLOCKS, block, stride, listed)
             _receive(lists, x, y, grad_channels, grad_alpha, background, channels, starts, incoming, behind)
+            for channel in range(0, by_pixel.size, LANES**2):
+                square = by_pixel[channel : channel + LANES**2]
+                square[:] = incoming[channel : channel + LANES**2]
+                transpose(square)
             _composite_block_backward(
                 listed, local, stride, block, limits, load(transmittances, state), load(stops, state),
-                multiply(load(transmittances, state), load(behind, 0)), incoming, absgrad, count_in_tile * stride,
+                multiply(load(transmittances, state), load(behind, 0)), incoming, by_pixel, absgrad,
+                count_in_tile * stride,
                 batch, dots, starts, sums,
             )  # fmt: skip
         entry = np.int64(-1)
@@ -382,13 +388,15 @@ def _receive(lists, x, y, grad_channels, grad_alpha, background, channels, start
 
 @njit(**_SETTINGS)
 def _composite_block_backward(
-    listed, local, stride, block, limits, through, stops, behind, incoming, absgrad, unused, batch, dots, starts, sums
-):
+    listed, local, stride, block, limits, through, stops, behind, incoming, by_pixel, absgrad, unused, batch, dots,
+    starts, sums,
+):  # fmt: skip
     """One block: adds its splats' moments and channel sums to `sums`, rows of `stride`.
 
     `unused` is where a spare row is; `batch`, `dots` and `starts` are scratch.
 
-    `through` is the transmittance behind all, `behind` S behind all, `incoming` v [C 16].
+    `through` is the transmittance behind all, `behind` S behind all, `incoming` v [C 16], and `by_pixel` the same of whole
+    sixteens of channels, pixel by pixel.
     """
     x = add(load(_LANE_X, 0), fill(float32(block % 4 * BLOCK)))
     y = add(load(_LANE_Y, 0), fill(float32(block // 4 * BLOCK)))
@@ -447,18 +455,51 @@ def _composite_block_backward(
             for lane in range(used, LANES):
                 starts[lane] = unused
             _add_moments(products, left, top, absgrad, absolute_x, absolute_y, starts, sums)
-            transpose(weights)
-            for group in range(0, stride - LOCAL, GROUP):
-                a, b, c, d = zero, zero, zero, zero
-                for pixel in range(LANES):
-                    weight = load(weights, pixel * LANES)
-                    at = group * LANES + pixel
-                    a, b = fma(weight, broadcast(incoming, at), a), fma(weight, broadcast(incoming, at + LANES), b)
-                    c, d = (
-                        fma(weight, broadcast(incoming, at + 2 * LANES), c),
-                        fma(weight, broadcast(incoming, at + 3 * LANES), d),
-                    )
-                add_columns(sums, starts, LOCAL + group, a, b, c, d)
+            _add_channels(weights, incoming, by_pixel, stride, starts, sums)
+
+
+@njit(**_SETTINGS)
+def _add_channels(weights, incoming, by_pixel, stride, starts, sums):
+    """Adds sixteen splats' weights [splats pixels] times the incoming gradient to their rows of `sums`.
+
+    Sixteen channels at a time are the lanes, of four splats at once; the groups that are left have a lane for each splat.
+    """
+    whole = (stride - LOCAL) // LANES * LANES
+    for channel in range(0, whole, LANES):
+        for splat in range(0, LANES, AT_ONCE):
+            a, b, c, d = fill(_ZERO), fill(_ZERO), fill(_ZERO), fill(_ZERO)
+            at = splat * LANES
+            for pixel in range(LANES):
+                value = load(by_pixel, (channel + pixel) * LANES)
+                a = fma(broadcast(weights, at + pixel), value, a)
+                b = fma(broadcast(weights, at + LANES + pixel), value, b)
+                c = fma(broadcast(weights, at + 2 * LANES + pixel), value, c)
+                d = fma(broadcast(weights, at + 3 * LANES + pixel), value, d)
+            column = LOCAL + channel
+            _add_to(sums, starts[splat] + column, a)
+            _add_to(sums, starts[splat + 1] + column, b)
+            _add_to(sums, starts[splat + 2] + column, c)
+            _add_to(sums, starts[splat + 3] + column, d)
+    if whole == stride - LOCAL:
+        return
+    transpose(weights)
+    for group in range(whole, stride - LOCAL, GROUP):
+        a, b, c, d = fill(_ZERO), fill(_ZERO), fill(_ZERO), fill(_ZERO)
+        for pixel in range(LANES):
+            weight = load(weights, pixel * LANES)
+            at = group * LANES + pixel
+            a, b = fma(weight, broadcast(incoming, at), a), fma(weight, broadcast(incoming, at + LANES), b)
+            c, d = (
+                fma(weight, broadcast(incoming, at + 2 * LANES), c),
+                fma(weight, broadcast(incoming, at + 3 * LANES), d),
+            )
+        add_columns(sums, starts, LOCAL + group, a, b, c, d)
+
+
+@njit(**_SETTINGS)
+def _add_to(array, index, lanes):
+    """`array[index : index + 16] += lanes`."""
+    store(array, index, add(load(array, index), lanes))
 
 
 @njit(**_SETTINGS)
