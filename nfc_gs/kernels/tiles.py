@@ -46,13 +46,13 @@ REACH, HALF_HEIGHT, RIGHTMOST, SLANT, WIDTH = 7, 8, 9, 10, 11
 ROW = 16
 
 # Widens the ellipse by more than float32 can be wrong, and less than matters to speed.
-_SLACK = np.float32(1.0005)
+SLACK = np.float32(1.0005)
 _HAIR = np.float32(1e-3)
-_ROOT_SCALE = np.float32(math.sqrt(0.5 / math.log(2)))
-_DISTANCE_SCALE = np.float32(1 / math.sqrt(0.5 / math.log(2)))
+# The root's scale to base 2, and its inverse, by which distances are measured.
+ROOT_SCALE = np.float32(math.sqrt(0.5 / math.log(2)))
+DISTANCE_SCALE = np.float32(1 / math.sqrt(0.5 / math.log(2)))
 # Rows in the order of depth lie anywhere in memory: they are asked for this many splats before they are needed.
 AHEAD = 12
-_LOG2_E = np.float32(1 / math.log(2))
 _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
@@ -116,33 +116,6 @@ def nearest_first(keys, radii):
         key, other_key = other_key, key
         index, other_index = other_index, index
     return index
-
-
-@njit(**_SETTINGS)
-def describe(first, last, means2d, covariances, roots, opacities, radii, log_alpha_min, rows):
-    """Writes the rows [N * 16] of the drawn splats among first .. last - 1; see MEAN_X, ... for their columns."""
-    for i in range(first, last):
-        if radii[i, 0] == 0:
-            continue
-        xx, xy, yy = covariances[i, 0], covariances[i, 1], covariances[i, 2]
-        root_p, root_q, root_r = roots[i, 0], roots[i, 1], roots[i, 2]
-        opacity = opacities[i]
-        log_opacity = math.log(opacity) * _LOG2_E
-        reach = (log_opacity - log_alpha_min + float32(1e-4)) * _SLACK
-        distance = math.sqrt(reach) * _DISTANCE_SCALE
-        at = np.int64(i) * ROW
-        rows[at + MEAN_X], rows[at + MEAN_Y] = means2d[i, 0], means2d[i, 1]
-        rows[at + ROOT_P], rows[at + ROOT_Q], rows[at + ROOT_R] = (
-            root_p * _ROOT_SCALE,
-            root_q * _ROOT_SCALE,
-            root_r * _ROOT_SCALE,
-        )
-        rows[at + LOG_OPACITY], rows[at + OPACITY] = log_opacity, opacity
-        rows[at + REACH] = reach
-        rows[at + HALF_HEIGHT] = distance * yy * root_r
-        rows[at + RIGHTMOST] = distance * xy / math.sqrt(xx)
-        rows[at + SLANT] = xy * root_r * root_r
-        rows[at + WIDTH] = _DISTANCE_SCALE / root_p
 
 
 @njit(**_SETTINGS)

@@ -11,6 +11,7 @@ from nfc_gs.kernels.simd import (
     divide,
     exp2,
     fill,
+    find_rows_of,
     fma,
     load,
     load_columns,
@@ -37,13 +38,6 @@ def _sigmoid(logits):
     exponent = select(above(exponent, fill(_FARTHEST)), fill(_FARTHEST), exponent)
     exponent = select(below(exponent, fill(-_FARTHEST)), fill(-_FARTHEST), exponent)
     return divide(fill(float32(1)), add(fill(float32(1)), exp2(exponent)))
-
-
-@njit(**_SETTINGS)
-def _find_words(word, last, width, starts):
-    """Where 16 words begin from `word` on; beyond `last` the last one stands again, and is written again, the same."""
-    for lane in range(LANES):
-        starts[lane] = min(word + lane, last - 1) * width
 
 
 @njit(**_SETTINGS)
@@ -84,7 +78,7 @@ def _expect_groups(first, last, logits, weights, probabilities, values):
     width = weights.size
     starts, some = np.empty(LANES, np.int64), np.empty(LANES, np.float32)
     for word in range(first, last, LANES):
-        _find_words(word, last, width, starts)
+        find_rows_of(width, word, last, starts)
         total = fill(float32(0))
         for bit in range(0, width, GROUP):
             a, b, c, d = load_columns(logits, starts, bit)
@@ -125,7 +119,7 @@ def _slope_groups(first, last, by_values, weights, probabilities, by_logits):
     width = weights.size
     starts, some = np.empty(LANES, np.int64), np.zeros(LANES, np.float32)
     for word in range(first, last, LANES):
-        _find_words(word, last, width, starts)
+        find_rows_of(width, word, last, starts)
         if word + LANES <= last:
             pull = load(by_values, word)
         else:
