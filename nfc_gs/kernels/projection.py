@@ -33,7 +33,6 @@ from nfc_gs.kernels.simd import (
     maximum,
     minimum,
     scatter,
-    scatter_two,
     select,
     sqrt,
     store_columns,
@@ -175,7 +174,7 @@ def project(first, last, means, quats, scales, opacities, camera, means2d, depth
         find_rows_of(4, begin, last, four)
         find_rows_of(ROW, begin, last, row)
         x, y, z = _seen(load_three(means, three), camera)
-        opacity = gather(opacities, one)
+        opacity = gather(opacities, one, 0)
         quat, _ = _unit(load_columns(quats, four, 0))
         matrix = _rotation(quat[0], quat[1], quat[2], quat[3])
         row_x, row_y, _, _, inverse = _derivative(x, y, z, camera)
@@ -201,10 +200,12 @@ def project(first, last, means, quats, scales, opacities, camera, means2d, depth
         drawn = drawn & (absolute(u) < _FINITE) & (absolute(v) < _FINITE) & (xx < _FINITE) & (yy < _FINITE)
         drawn = drawn & (determinant > _ZERO) & (u + half_x > _ZERO) & (u - half_x < camera.width)
         drawn = drawn & (v + half_y > _ZERO) & (v - half_y < camera.height)
-        scatter_two(means2d, two, select(drawn, u, nothing), select(drawn, v, nothing))
-        scatter(depths, one, select(drawn, z, nothing))
+        scatter(means2d, two, 0, select(drawn, u, nothing))
+        scatter(means2d, two, 1, select(drawn, v, nothing))
+        scatter(depths, one, 0, select(drawn, z, nothing))
         extent_x, extent_y = _within(half_x, _ONE, _LARGEST_RADIUS), _within(half_y, _ONE, _LARGEST_RADIUS)
-        scatter_two(radii, two, select(drawn, ceil(extent_x), nothing), select(drawn, ceil(extent_y), nothing))
+        scatter(radii, two, 0, select(drawn, ceil(extent_x), nothing))
+        scatter(radii, two, 1, select(drawn, ceil(extent_y), nothing))
 
         root_p, root_r = deviation_y / sqrt(determinant), _ONE / deviation_y
         slant = xy * root_r * root_r
@@ -236,9 +237,8 @@ def project_backward(
     Reads `gradients` [at least N rows, _], whose columns are GU, ... and, if it is not negative, `depth`, that of the
     depths. The gradient of -|U d|²/2 by the mean on the screen is Uᵀ U d, and by the covariance (Uᵀ U d)(Uᵀ U d)ᵀ / 2.
     """
-    starts = np.empty((7, LANES), np.int64)
-    one, two, three, four, row = starts[0], starts[1], starts[2], starts[3], starts[4]
-    sums, depths = starts[5], starts[6]
+    starts = np.empty((6, LANES), np.int64)
+    one, two, three, four, row, sums = starts[0], starts[1], starts[2], starts[3], starts[4], starts[5]
     nothing = fill(_ZERO)
     for begin in range(first, last, LANES):
         find_rows_of(1, begin, last, one)
@@ -247,7 +247,7 @@ def project_backward(
         find_rows_of(4, begin, last, four)
         find_rows_of(ROW, begin, last, row)
         find_rows_of(gradients.shape[1], begin, last, sums)
-        drawn = gather(radii, two) > _ZERO
+        drawn = gather(radii, two, 0) > _ZERO
         x, y, z = _seen(load_three(means, three), camera)
         (w0, w1, w2, w3), length = _unit(load_columns(quats, four, 0))
         q = _rotation(w0, w1, w2, w3)
@@ -262,8 +262,9 @@ def project_backward(
         by_vv, by_opacity, _, _ = load_columns(gradients, sums, GVV)
         # d is from the mean to the pixel here: a splat grows where its mean comes nearer.
         gu, gv = _UNSCALE * root_p * by_u, _UNSCALE * (root_q * by_u + root_r * by_v)
-        scatter_two(grad_means2d, two, select(drawn, gu, nothing), select(drawn, gv, nothing))
-        scatter(grad_opacities, one, select(drawn, by_opacity / opacity, nothing))
+        scatter(grad_means2d, two, 0, select(drawn, gu, nothing))
+        scatter(grad_means2d, two, 1, select(drawn, gv, nothing))
+        scatter(grad_opacities, one, 0, select(drawn, by_opacity / opacity, nothing))
         # Of both corners of the covariance, and twice those of its diagonal.
         g_xx = _SQUARE * root_p * root_p * by_uu
         g_xy = _SQUARE * root_p * (root_q * by_uu + root_r * by_uv)
@@ -320,13 +321,15 @@ def project_backward(
         bend = _TWO * inverse * (fx * near_x * g_slope_x + fy * near_y * g_slope_y) - fx * g_scale_x - fy * g_scale_y
         gz = square * (bend - fx * x * gu - fy * y * gv)
         if depth >= 0:
-            for lane in range(LANES):
-                depths[lane] = sums[lane] + depth
-            gz = gz + gather(gradients, depths)
+            gz = gz + gather(gradients, sums, depth)
         # The point of the derivative moves with the mean, or, where it is held at the edge, with its depth alone.
         g_near_x, g_near_y = _ZERO - fx * square * g_slope_x, _ZERO - fy * square * g_slope_y
         free_x = (x * inverse >= camera.low_x) & (x * inverse <= camera.high_x)
         free_y = (y * inverse >= camera.low_y) & (y * inverse <= camera.high_y)
         gx, gy = gx + select(free_x, g_near_x, nothing), gy + select(free_y, g_near_y, nothing)
-        gz = gz + select(free_x, nothing, g_near_x * near_x * inverse) + select(free_y, nothing, g_near_y * near_y * inverse)
+        gz = (
+            gz
+            + select(free_x, nothing, g_near_x * near_x * inverse)
+            + select(free_y, nothing, g_near_y * near_y * inverse)
+        )
         _store_drawn(grad_means, three, drawn, _times_matrix((gx, gy, gz), r))

@@ -142,6 +142,18 @@ def store(typing, array, index, lanes):
 
 
 @intrinsic
+def store_whole(typing, array, index, lanes):
+    """`array[index : index + 16] = lanes`, an array of int32."""
+
+    def generate(context, builder, signature, values):
+        place = _vector_at(context, builder, array, values[0], values[1], _ints)
+        builder.store(builder.fptosi(values[2], _ints), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, Lanes), generate
+
+
+@intrinsic
 def broadcast(typing, array, index):
     """`array[index]` in every lane."""
 
@@ -231,34 +243,21 @@ def fnma(typing, x, y, z):
     return Lanes(Lanes, Lanes, Lanes), generate
 
 
-@intrinsic
-def sqrt(typing, x):
-    """Square roots."""
+def _function(name):
+    @intrinsic
+    def apply(typing, x):
+        def generate(context, builder, signature, values):
+            return _call(builder, f"llvm.{name}.v16f32", _floats, [values[0]])
 
-    def generate(context, builder, signature, values):
-        return _call(builder, "llvm.sqrt.v16f32", _floats, [values[0]])
+        return Lanes(Lanes), generate
 
-    return Lanes(Lanes), generate
-
-
-@intrinsic
-def ceil(typing, x):
-    """The next whole numbers."""
-
-    def generate(context, builder, signature, values):
-        return _call(builder, "llvm.ceil.v16f32", _floats, [values[0]])
-
-    return Lanes(Lanes), generate
+    return apply
 
 
-@intrinsic
-def absolute(typing, x):
-    """Magnitudes."""
-
-    def generate(context, builder, signature, values):
-        return _call(builder, "llvm.fabs.v16f32", _floats, [values[0]])
-
-    return Lanes(Lanes), generate
+sqrt = _function("sqrt")
+absolute = _function("fabs")
+ceil = _function("ceil")
+floor = _function("floor")
 
 
 # 2^f for |f| <= 1/2, relative error 8e-8 (fitted for the smallest largest relative error); constant term last.
@@ -532,50 +531,38 @@ def find_rows_of(width, row, last, starts):
         starts[lane] = min(row + lane, last - 1) * width
 
 
+def _places(context, builder, array, value, starts, start_values, column):
+    """The address of `array[starts[i] + column]` for every lane i."""
+    for lane in range(LANES):
+        start = builder.load(_element(context, builder, starts, start_values, _index(lane)))
+        yield lane, _element(context, builder, array, value, builder.add(start, column))
+
+
 @intrinsic
-def gather(typing, array, starts):
-    """For every lane i `array[starts[i]]`, of an array of float32 or int32."""
+def gather(typing, array, starts, column):
+    """For every lane i `array[starts[i] + column]`, of an array of float32 or int32."""
 
     def generate(context, builder, signature, values):
         whole = isinstance(array.dtype, types.Integer)
         result = ir.Constant(_ints if whole else _floats, ir.Undefined)
-        for lane in range(LANES):
-            start = builder.load(_element(context, builder, starts, values[1], _index(lane)))
-            number = builder.load(_element(context, builder, array, values[0], start))
-            result = builder.insert_element(result, number, _int32(lane))
+        for lane, place in _places(context, builder, array, values[0], starts, values[1], values[2]):
+            result = builder.insert_element(result, builder.load(place), _int32(lane))
         return builder.sitofp(result, _floats) if whole else result
 
-    return Lanes(array, starts), generate
+    return Lanes(array, starts, types.intp), generate
 
 
-def _scatter(count):
-    """Writes `count` numbers a lane side by side, as whole numbers where the array has those."""
+@intrinsic
+def scatter(typing, array, starts, column, x):
+    """For every lane i: `array[starts[i] + column] = x[i]`, of an array of float32 or int32."""
 
     def generate(context, builder, signature, values):
-        array, starts = signature.args[:2]
-        numbers = values[2:]
-        if isinstance(array.dtype, types.Integer):
-            numbers = [builder.fptosi(lanes, _ints) for lanes in numbers]
-        for lane in range(LANES):
-            start = builder.load(_element(context, builder, starts, values[1], _index(lane)))
-            for column, lanes in enumerate(numbers):
-                place = _element(context, builder, array, values[0], builder.add(start, _index(column)))
-                builder.store(builder.extract_element(lanes, _int32(lane)), place)
+        lanes = builder.fptosi(values[3], _ints) if isinstance(array.dtype, types.Integer) else values[3]
+        for lane, place in _places(context, builder, array, values[0], starts, values[1], values[2]):
+            builder.store(builder.extract_element(lanes, _int32(lane)), place)
         return context.get_dummy_value()
 
-    return generate
-
-
-@intrinsic
-def scatter(typing, array, starts, x):
-    """For every lane i: `array[starts[i]] = x[i]`."""
-    return types.void(array, starts, Lanes), _scatter(1)
-
-
-@intrinsic
-def scatter_two(typing, array, starts, x, y):
-    """For every lane i: `array[starts[i] :][:2] = x[i], y[i]`."""
-    return types.void(array, starts, Lanes, Lanes), _scatter(2)
+    return types.void(array, starts, types.intp, Lanes), generate
 
 
 _half, _half_ints = ir.VectorType(_float, 2), ir.VectorType(_int32, 2)

@@ -21,15 +21,20 @@ from nfc_gs.kernels.simd import (
     at_most,
     bits,
     both,
+    ceil,
     fill,
+    floor,
     fma,
     fnma,
+    largest,
     load_columns,
     maximum,
     minimum,
     multiply,
     prefetch,
+    select,
     sqrt,
+    store_whole,
     subtract,
 )
 
@@ -51,11 +56,14 @@ _HAIR = np.float32(1e-3)
 # The root's scale to base 2, and its inverse, by which distances are measured.
 ROOT_SCALE = np.float32(math.sqrt(0.5 / math.log(2)))
 DISTANCE_SCALE = np.float32(1 / math.sqrt(0.5 / math.log(2)))
+# Pairs of a row, and rows, that are written at once; most splats touch fewer tiles.
+_AT_ONCE, _ROWS_AT_ONCE = 4, 2
 # Rows in the order of depth lie anywhere in memory: they are asked for this many splats before they are needed.
 AHEAD = 12
 _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_TILE, _LAST, _PER_TILE = np.float32(TILE), np.float32(TILE - 1), np.float32(1 / TILE)
 
 # For each byte, the numbers of its set bits, in order: LANES_OF_BYTE[8 * byte : 8 * byte + popcount].
 _LANES_OF_BYTE = np.zeros(256 * 8, np.uint32)
@@ -119,53 +127,73 @@ def nearest_first(keys, radii):
 
 
 @njit(**_SETTINGS)
-def _columns(rows, at, y0, y1, tiles):
-    """The first and last tile column in which the ellipse has pixel centres with y0 <= y <= y1 (y from its middle)."""
-    half_height, reach = rows[at + HALF_HEIGHT], rows[at + REACH]
-    y0, y1 = max(y0, -half_height), min(y1, half_height)
-    right, left = min(max(rows[at + RIGHTMOST], y0), y1), min(max(-rows[at + RIGHTMOST], y0), y1)
-    right_v, left_v = rows[at + ROOT_R] * right, rows[at + ROOT_R] * left
-    x1 = (
-        rows[at + MEAN_X]
-        + rows[at + SLANT] * right
-        + rows[at + WIDTH] * math.sqrt(max(reach - right_v * right_v, _ZERO))
-    )
-    x0 = rows[at + MEAN_X] + rows[at + SLANT] * left - rows[at + WIDTH] * math.sqrt(max(reach - left_v * left_v, _ZERO))
-    first, last = math.ceil(x0 - _HALF - _HAIR) // TILE, math.floor(x1 - _HALF + _HAIR) // TILE
-    return max(first, 0), min(last, tiles - 1)
+def _find_columns(rows, starts, across, down, tops, bottoms, firsts, lasts):
+    """The tiles that sixteen ellipses touch: rows `tops` to `bottoms`, and in the k-th of these, columns `firsts[16 k]`, ...
+    to `lasts[16 k]`, ...; all are int32. An ellipse that has no pixel centre in a row has its last column before the first.
+    """
+    x, y, _, _ = load_columns(rows, starts, MEAN_X)
+    root_r, _, _, reach = load_columns(rows, starts, ROOT_R)
+    half_height, rightmost, slant, width = load_columns(rows, starts, HALF_HEIGHT)
+    zero, most = fill(_ZERO), fill(float32(across - 1))
+    lowest = zero - half_height
+    top = maximum(floor(floor(y - half_height - _HALF) * _PER_TILE), zero)
+    bottom = minimum(floor(floor(y + half_height - _HALF) * _PER_TILE), fill(float32(down - 1)))
+    store_whole(tops, 0, top)
+    store_whole(bottoms, 0, bottom)
+    for k in range(int(largest(bottom - top)) + _ROWS_AT_ONCE):
+        row = top + float32(k)
+        y0 = row * _TILE + _HALF - y
+        y1 = y0 + _LAST
+        meets = (row <= bottom) & (y1 >= lowest) & (y0 <= half_height)
+        y0, y1 = maximum(y0, lowest), minimum(y1, half_height)
+        right, left = minimum(maximum(rightmost, y0), y1), minimum(maximum(zero - rightmost, y0), y1)
+        right_v, left_v = root_r * right, root_r * left
+        x1 = x + slant * right + width * sqrt(maximum(reach - right_v * right_v, zero))
+        x0 = x + slant * left - width * sqrt(maximum(reach - left_v * left_v, zero))
+        first = maximum(floor(ceil(x0 - _HALF - _HAIR) * _PER_TILE), zero)
+        last = minimum(floor(floor(x1 - _HALF + _HAIR) * _PER_TILE), most)
+        # To the left of the picture or to its right: as empty as any, and not too large for an integer.
+        store_whole(firsts, k * LANES, minimum(first, most + _ONE))
+        store_whole(lasts, k * LANES, select(meets, maximum(last, zero - _ONE), zero - _ONE))
 
 
 @njit(**_SETTINGS)
-def find_tiles(order, first, last, rows, counts, across, down):
+def find_tiles(order, first, last, rows, counts, across, down, spans):
     """The tiles that splats order[first], ..., order[last - 1] touch: pairs (tile, splat), both int32, in that order.
 
-    Adds to `counts` [tiles] how many splats touch a tile.
+    Adds to `counts` [tiles] how many splats touch a tile, and writes which of the pairs are a splat's, from which one to
+    before which, to its row of `spans` [N 2]. A splat's tiles come in rising order.
     """
     room = (last - first) * 4 + 64
     tiles, splats = np.empty(room, np.int32), np.empty(room, np.int32)
+    starts, tops, bottoms = np.empty(LANES, np.int64), np.empty(LANES, np.int32), np.empty(LANES, np.int32)
+    firsts, lasts = np.empty((down + 1) * LANES, np.int32), np.empty((down + 1) * LANES, np.int32)
     found = 0
-    for rank in range(first, last):
-        prefetch(rows, np.int64(order[min(rank + AHEAD, last - 1)]) * ROW)
-        i = order[rank]
-        at = np.int64(i) * ROW
-        top = math.floor(rows[at + MEAN_Y] - rows[at + HALF_HEIGHT] - _HALF) // TILE
-        bottom = math.floor(rows[at + MEAN_Y] + rows[at + HALF_HEIGHT] - _HALF) // TILE
-        for tile_y in range(max(top, 0), min(bottom, down - 1) + 1):
-            y0 = float32(tile_y * TILE) + _HALF - rows[at + MEAN_Y]
-            y1 = y0 + float32(TILE - 1)
-            if y1 < -rows[at + HALF_HEIGHT] or y0 > rows[at + HALF_HEIGHT]:
-                continue
-            x0, x1 = _columns(rows, at, y0, y1, across)
-            if found + x1 - x0 + 1 > room:
-                room = room * 2 + across
-                more_tiles, more_splats = np.empty(room, np.int32), np.empty(room, np.int32)
-                more_tiles[:found], more_splats[:found] = tiles[:found], splats[:found]
-                tiles, splats = more_tiles, more_splats
-            for tile_x in range(x0, x1 + 1):
-                tile = tile_y * across + tile_x
-                counts[tile] += 1
-                tiles[found], splats[found] = tile, i
-                found += 1
+    for rank in range(first, last, LANES):
+        find_rows(rows, order[:last], rank, starts)
+        _find_columns(rows, starts, across, down, tops, bottoms, firsts, lasts)
+        for lane in range(min(LANES, last - rank)):
+            i = order[rank + lane]
+            spans[i, 0] = found
+            # Some rows and columns at once, whether there are so many or not, as a processor guesses wrong how many there
+            # are: rows too many are empty, and pairs too many are written over.
+            for begin in range(0, bottoms[lane] - tops[lane] + 1, _ROWS_AT_ONCE):
+                if found + _ROWS_AT_ONCE * (across + _AT_ONCE) > room:
+                    room = room * 2 + _ROWS_AT_ONCE * (across + _AT_ONCE)
+                    more_tiles, more_splats = np.empty(room, np.int32), np.empty(room, np.int32)
+                    more_tiles[:found], more_splats[:found] = tiles[:found], splats[:found]
+                    tiles, splats = more_tiles, more_splats
+                for row in range(begin, begin + _ROWS_AT_ONCE):
+                    place = row * LANES + lane
+                    tile, count = (tops[lane] + row) * across + firsts[place], lasts[place] - firsts[place] + 1
+                    for k in range(_AT_ONCE):
+                        tiles[found + k], splats[found + k] = tile + k, i
+                    for k in range(_AT_ONCE, count):
+                        tiles[found + k], splats[found + k] = tile + k, i
+                    found += max(count, 0)
+            spans[i, 1] = found
+    for k in range(found):
+        counts[tiles[k]] += 1
     return tiles[:found], splats[:found]
 
 
@@ -186,12 +214,22 @@ def lay_out(counts, starts):
 
 
 @njit(**_SETTINGS)
-def deal(tiles, splats, places, lists):
-    """Writes every splat to its tile's list, at the tile's next place."""
+def deal(order, first, last, tiles, splats, before, places, lists, entries, spans):
+    """Writes every splat to its tile's list, at the tile's next place.
+
+    The pairs (tile, splat) are those that `find_tiles` gave for the same part of the order, and `before` is how many it
+    gave for all parts before: from there on are in `entries` the places in the lists, and in `spans` which are a splat's.
+    """
     for k in range(tiles.size):
         tile = tiles[k]
-        lists[places[tile]] = splats[k]
-        places[tile] += 1
+        place = places[tile]
+        lists[place] = splats[k]
+        entries[before + k] = place
+        places[tile] = place + 1
+    if before > 0:
+        for rank in range(first, last):
+            spans[order[rank], 0] += before
+            spans[order[rank], 1] += before
 
 
 @njit(**_SETTINGS)
