@@ -98,17 +98,12 @@ class Limits(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """The splats of each tile, nearest first (see `tiles`), and the picture they are for.
-
-    Splat i is at the places entries[spans[i, 0] : spans[i, 1]] of `splats`, which rise.
-    """
+    """The splats of each tile, nearest first (see `tiles`), and the picture they are for."""
 
     rows: np.ndarray
     starts: np.ndarray
     groups: np.ndarray
     splats: np.ndarray
-    entries: np.ndarray
-    spans: np.ndarray
     touches: np.ndarray
     width: int
     height: int

@@ -4,36 +4,32 @@ import numpy as np
 from numba import njit
 
 from nfc_gs.kernels.compositing import ABS_X, ABS_Y, GROUP
-from nfc_gs.kernels.simd import add_four
-from nfc_gs.kernels.tiles import ROOT_SCALE
+from nfc_gs.kernels.simd import add_four, prefetch
+from nfc_gs.kernels.tiles import AHEAD, ROOT_SCALE
 
 _SETTINGS = {
     "nogil": True, "cache": True, "fastmath": {"nsz", "contract", "reassoc", "arcp"}, "error_model": "numpy"
 }  # fmt: skip
-_ZERO = np.float32(0)
 _UNSCALE = np.float32(1 / ROOT_SCALE**2)
 
 
 @njit(**_SETTINGS)
-def add_records(first, last, lists, begin, end, records, places, gradients):
-    """Adds up in `gradients` [N _] what the `records` of the tiles begin .. end - 1 say of splats first .. last - 1.
+def add_records(first, last, splats, records, gradients):
+    """Adds the rows of `records`, of these `splats`, to the `gradients` [N _] of splats first .. last - 1, in their order.
 
-    A splat's records are added in the order of its tiles, so that the sum has the same bits whoever went through which
-    tile. `places` [N] is how far in the splat's span the tiles before led, for tile 0 written before it is read.
+    In the order of the tiles, that is: so a splat's sum has the same bits whoever went through which tile.
     """
     stride = gradients.shape[1]
-    offset, behind = lists.starts[begin], lists.starts[end]
-    for i in range(first, last):
-        place = np.int64(places[i])
-        if begin == 0:
-            place = np.int64(lists.spans[i, 0])
-            gradients[i] = _ZERO
-        while place < lists.spans[i, 1] and lists.entries[place] < behind:
-            record = (lists.entries[place] - offset) * stride
-            for column in range(0, stride, GROUP):
-                add_four(gradients, i * stride + column, records, record + column)
-            place += 1
-        places[i] = place
+    # Those of our own are found first, without a branch that a processor would guess wrong half the time.
+    mine, count = np.empty(splats.size + 1, np.int32), 0
+    for entry in range(splats.size):
+        mine[count] = entry
+        count += int(first <= splats[entry]) & int(splats[entry] < last)
+    for k in range(count):
+        entry = np.int64(mine[k])
+        prefetch(gradients, np.int64(splats[mine[min(k + AHEAD, count - 1)]]) * stride)
+        for column in range(0, stride, GROUP):
+            add_four(gradients, np.int64(splats[entry]) * stride + column, records, entry * stride + column)
 
 
 @njit(**_SETTINGS)

@@ -17,9 +17,9 @@ Sixteen Gaussians at a time, a lane each: see `simd`.
 from typing import NamedTuple
 
 import numpy as np
-from numba import float32, njit
+from numba import njit
 
-from nfc_gs.kernels.compositing import G1, GU, GUU, GUV, GV, GVV
+from nfc_gs.kernels.compositing import GU, GVV
 from nfc_gs.kernels.simd import (
     LANES,
     absolute,
@@ -42,7 +42,6 @@ from nfc_gs.kernels.tiles import (
     DISTANCE_SCALE,
     HALF_HEIGHT,
     MEAN_X,
-    OPACITY,
     ROOT_R,
     ROOT_SCALE,
     ROW,

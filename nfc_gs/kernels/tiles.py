@@ -158,11 +158,10 @@ def _find_columns(rows, starts, across, down, tops, bottoms, firsts, lasts):
 
 
 @njit(**_SETTINGS)
-def find_tiles(order, first, last, rows, counts, across, down, spans):
+def find_tiles(order, first, last, rows, counts, across, down):
     """The tiles that splats order[first], ..., order[last - 1] touch: pairs (tile, splat), both int32, in that order.
 
-    Adds to `counts` [tiles] how many splats touch a tile, and writes which of the pairs are a splat's, from which one to
-    before which, to its row of `spans` [N 2]. A splat's tiles come in rising order.
+    Adds to `counts` [tiles] how many splats touch a tile.
     """
     room = (last - first) * 4 + 64
     tiles, splats = np.empty(room, np.int32), np.empty(room, np.int32)
@@ -174,7 +173,6 @@ def find_tiles(order, first, last, rows, counts, across, down, spans):
         _find_columns(rows, starts, across, down, tops, bottoms, firsts, lasts)
         for lane in range(min(LANES, last - rank)):
             i = order[rank + lane]
-            spans[i, 0] = found
             # Some rows and columns at once, whether there are so many or not, as a processor guesses wrong how many there
             # are: rows too many are empty, and pairs too many are written over.
             for begin in range(0, bottoms[lane] - tops[lane] + 1, _ROWS_AT_ONCE):
@@ -191,7 +189,6 @@ def find_tiles(order, first, last, rows, counts, across, down, spans):
                     for k in range(_AT_ONCE, count):
                         tiles[found + k], splats[found + k] = tile + k, i
                     found += max(count, 0)
-            spans[i, 1] = found
     for k in range(found):
         counts[tiles[k]] += 1
     return tiles[:found], splats[:found]
@@ -214,22 +211,12 @@ def lay_out(counts, starts):
 
 
 @njit(**_SETTINGS)
-def deal(order, first, last, tiles, splats, before, places, lists, entries, spans):
-    """Writes every splat to its tile's list, at the tile's next place.
-
-    The pairs (tile, splat) are those that `find_tiles` gave for the same part of the order, and `before` is how many it
-    gave for all parts before: from there on are in `entries` the places in the lists, and in `spans` which are a splat's.
-    """
+def deal(tiles, splats, places, lists):
+    """Writes every splat to its tile's list, at the tile's next place."""
     for k in range(tiles.size):
         tile = tiles[k]
-        place = places[tile]
-        lists[place] = splats[k]
-        entries[before + k] = place
-        places[tile] = place + 1
-    if before > 0:
-        for rank in range(first, last):
-            spans[order[rank], 0] += before
-            spans[order[rank], 1] += before
+        lists[places[tile]] = splats[k]
+        places[tile] += 1
 
 
 @njit(**_SETTINGS)

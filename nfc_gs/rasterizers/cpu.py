@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -72,29 +72,20 @@ def _lists(projected: _Projection, width: int, height: int) -> compositing.Lists
     across, down = -(-width // tiles.TILE), -(-height // tiles.TILE)
     order = tiles.nearest_first(projected.depths.view(np.uint32), projected.radii)
     counts = np.zeros((threads, across * down), np.int64)
-    spans = np.zeros((len(projected.depths), 2), np.int32)
-    parts = [part(len(order), number, threads) for number in range(threads)]
     found = share(
-        lambda number: tiles.find_tiles(order, *parts[number], rows, counts[number], across, down, spans), threads
+        lambda number: tiles.find_tiles(order, *part(len(order), number, threads), rows, counts[number], across, down),
+        threads,
     )
     starts, groups = np.empty(across * down + 1, np.int64), np.empty(across * down + 1, np.int64)
     tiles.lay_out(counts, starts)
     tiles.groups_before(starts, groups)
-    splats, entries = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.int32)
-    before = [0, *accumulate(len(pairs[0]) for pairs in found)]
-    share(
-        lambda number: tiles.deal(
-            order, *parts[number], *found[number], before[number], counts[number], splats, entries, spans
-        ),
-        threads,
-    )
+    splats = np.empty(starts[-1], np.int32)
+    share(lambda number: tiles.deal(*found[number], counts[number], splats), threads)
     return compositing.Lists(
         rows=rows,
         starts=starts,
         groups=groups,
         splats=splats,
-        entries=entries,
-        spans=spans,
         touches=np.empty(groups[-1] * tiles.BLOCKS, np.uint16),
         width=width,
         height=height,
@@ -259,14 +250,16 @@ class _Drawing:
         while bands[-1] < last:
             end = int(np.searchsorted(starts, starts[bands[-1]] + _BAND, "right")) - 1
             bands.append(min(max(end, bands[-1] + 1), last))
-        places = np.empty(count, np.int32)
         for begin, end in pairwise(bands):
-            with _records.borrow(int(starts[end] - starts[begin]) + threads, gradients.shape[1]) as records:
+            splats = self.lists.splats[starts[begin] : starts[end]]
+            with _records.borrow(len(splats) + threads, gradients.shape[1]) as records:
                 composite(begin, end, records, by_splat=False)
 
-                def add(number: int, begin=begin, end=end, records=records) -> None:
+                def add(number: int, begin=begin, end=end, splats=splats, records=records) -> None:
                     mine = part(count, number, threads)
-                    add_records(*mine, self.lists, begin, end, records, places, gradients)
+                    if begin == 0:
+                        gradients[slice(*mine)] = 0
+                    add_records(*mine, splats, records, gradients)
                     if end == last:
                         finish(*mine)
 
