@@ -455,45 +455,43 @@ def _composite_block_backward(
             for lane in range(used, LANES):
                 starts[lane] = unused
             _add_moments(products, left, top, absgrad, absolute_x, absolute_y, starts, sums)
-            _add_channels(weights, incoming, by_pixel, stride, starts, sums)
+            whole = (stride - LOCAL) // LANES * LANES
+            for channel in range(0, whole, LANES):
+                _add_sixteen(weights, by_pixel[channel * LANES :], LOCAL + channel, starts, sums)
+            if whole < stride - LOCAL:
+                transpose(weights)
+            for group in range(whole, stride - LOCAL, GROUP):
+                a, b, c, d = zero, zero, zero, zero
+                for pixel in range(LANES):
+                    weight = load(weights, pixel * LANES)
+                    at = group * LANES + pixel
+                    a, b = fma(weight, broadcast(incoming, at), a), fma(weight, broadcast(incoming, at + LANES), b)
+                    c, d = (
+                        fma(weight, broadcast(incoming, at + 2 * LANES), c),
+                        fma(weight, broadcast(incoming, at + 3 * LANES), d),
+                    )
+                add_columns(sums, starts, LOCAL + group, a, b, c, d)
 
 
 @njit(**_SETTINGS)
-def _add_channels(weights, incoming, by_pixel, stride, starts, sums):
-    """Adds sixteen splats' weights [splats pixels] times the incoming gradient to their rows of `sums`.
+def _add_sixteen(weights, by_pixel, column, starts, sums):
+    """Adds sixteen splats' weights [splats pixels] times an incoming gradient [pixels channels] to their rows of `sums`.
 
-    Sixteen channels at a time are the lanes, of four splats at once; the groups that are left have a lane for each splat.
+    From `column` on; here the lanes are sixteen channels, and four splats have their turn at once.
     """
-    whole = (stride - LOCAL) // LANES * LANES
-    for channel in range(0, whole, LANES):
-        for splat in range(0, LANES, AT_ONCE):
-            a, b, c, d = fill(_ZERO), fill(_ZERO), fill(_ZERO), fill(_ZERO)
-            at = splat * LANES
-            for pixel in range(LANES):
-                value = load(by_pixel, (channel + pixel) * LANES)
-                a = fma(broadcast(weights, at + pixel), value, a)
-                b = fma(broadcast(weights, at + LANES + pixel), value, b)
-                c = fma(broadcast(weights, at + 2 * LANES + pixel), value, c)
-                d = fma(broadcast(weights, at + 3 * LANES + pixel), value, d)
-            column = LOCAL + channel
-            _add_to(sums, starts[splat] + column, a)
-            _add_to(sums, starts[splat + 1] + column, b)
-            _add_to(sums, starts[splat + 2] + column, c)
-            _add_to(sums, starts[splat + 3] + column, d)
-    if whole == stride - LOCAL:
-        return
-    transpose(weights)
-    for group in range(whole, stride - LOCAL, GROUP):
+    for splat in range(0, LANES, AT_ONCE):
         a, b, c, d = fill(_ZERO), fill(_ZERO), fill(_ZERO), fill(_ZERO)
+        at = splat * LANES
         for pixel in range(LANES):
-            weight = load(weights, pixel * LANES)
-            at = group * LANES + pixel
-            a, b = fma(weight, broadcast(incoming, at), a), fma(weight, broadcast(incoming, at + LANES), b)
-            c, d = (
-                fma(weight, broadcast(incoming, at + 2 * LANES), c),
-                fma(weight, broadcast(incoming, at + 3 * LANES), d),
-            )
-        add_columns(sums, starts, LOCAL + group, a, b, c, d)
+            value = load(by_pixel, pixel * LANES)
+            a = fma(broadcast(weights, at + pixel), value, a)
+            b = fma(broadcast(weights, at + LANES + pixel), value, b)
+            c = fma(broadcast(weights, at + 2 * LANES + pixel), value, c)
+            d = fma(broadcast(weights, at + 3 * LANES + pixel), value, d)
+        _add_to(sums, starts[splat] + column, a)
+        _add_to(sums, starts[splat + 1] + column, b)
+        _add_to(sums, starts[splat + 2] + column, c)
+        _add_to(sums, starts[splat + 3] + column, d)
 
 
 @njit(**_SETTINGS)
