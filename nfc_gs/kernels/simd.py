@@ -1,8 +1,8 @@
 """Sixteen floats at a time for Numba: `<16 x float>` values that stay in registers.
 
 Numba writes loops and trusts LLVM to vectorise them; compositing has too many branches for that. Here a vector is a
-value of its own, `Lanes`, with the few operations compositing needs. LLVM splits it into whatever the machine has: one
-AVX-512 register, two of AVX2, four of NEON. A comparison gives a `Mask`; `select` and `bits` are the only ways to use
+value of its own, `Lanes`, with the few operations that are needed. LLVM splits it into whatever the machine has: one
+AVX-512 register, two of AVX2, four of NEON. A comparison gives a `Mask`; `&`, `select` and `bits` are the only ways to use
 one.
 
 Between lanes, and between lanes and one float32, which is then in every lane, there are the operators + - * / >= <= > <,
@@ -190,23 +190,6 @@ def prefetch(typing, array, index):
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
 
-def _arithmetic(operation):
-    @intrinsic
-    def apply(typing, x, y):
-        def generate(context, builder, signature, values):
-            return getattr(builder, operation)(values[0], values[1], flags=_RELAXED)
-
-        return Lanes(Lanes, Lanes), generate
-
-    return apply
-
-
-add = _arithmetic("fadd")
-subtract = _arithmetic("fsub")
-multiply = _arithmetic("fmul")
-divide = _arithmetic("fdiv")
-
-
 def _define_arithmetic(symbol, operation):
     def generate(context, builder, signature, values):
         return _pair_of(builder, lambda x, y: getattr(builder, operation)(x, y, flags=_RELAXED), *values)
@@ -311,23 +294,6 @@ def log2(typing, x):
 # --- choices --------------------------------------------------------------------------------------------------------
 
 
-def _comparison(predicate):
-    @intrinsic
-    def compare(typing, x, y):
-        def generate(context, builder, signature, values):
-            return builder.fcmp_ordered(predicate, values[0], values[1])
-
-        return Mask(Lanes, Lanes), generate
-
-    return compare
-
-
-at_least = _comparison(">=")
-at_most = _comparison("<=")
-above = _comparison(">")
-below = _comparison("<")
-
-
 def _define_comparison(symbol, predicate):
     def generate(context, builder, signature, values):
         return _pair_of(builder, lambda x, y: builder.fcmp_ordered(predicate, x, y), *values)
@@ -362,16 +328,6 @@ def select(typing, mask, x, y):
         return builder.select(values[0], values[1], values[2])
 
     return Lanes(Mask, Lanes, Lanes), generate
-
-
-@intrinsic
-def both(typing, x, y):
-    """Where both masks hold."""
-
-    def generate(context, builder, signature, values):
-        return builder.and_(values[0], values[1])
-
-    return Mask(Mask, Mask), generate
 
 
 _define(operator.and_, Mask, lambda context, builder, signature, values: builder.and_(*values), (Mask,))

@@ -16,11 +16,7 @@ from numba import float32, njit
 
 from nfc_gs.kernels.simd import (
     LANES,
-    add,
-    at_least,
-    at_most,
     bits,
-    both,
     ceil,
     fill,
     floor,
@@ -30,12 +26,10 @@ from nfc_gs.kernels.simd import (
     load_columns,
     maximum,
     minimum,
-    multiply,
     prefetch,
     select,
     sqrt,
     store_whole,
-    subtract,
 )
 
 TILE = 16
@@ -238,7 +232,7 @@ def touch_blocks(rows, splats, left, top, starts, touches):
     """
     count = splats.size
     zero, half = fill(_ZERO), fill(_HALF)
-    from_left, from_top = add(fill(left), half), add(fill(top), half)
+    from_left, from_top = fill(left) + half, fill(top) + half
     for group in range((count + LANES - 1) // LANES):
         first = group * LANES
         there = np.uint32(2**LANES - 1) >> np.uint32(max(first + LANES - count, 0))
@@ -246,21 +240,19 @@ def touch_blocks(rows, splats, left, top, starts, touches):
         x, y, _, _ = load_columns(rows, starts, MEAN_X)
         root_r, _, _, reach = load_columns(rows, starts, ROOT_R)
         half_height, rightmost, slant, width = load_columns(rows, starts, HALF_HEIGHT)
-        x, y, lowest = subtract(x, from_left), subtract(y, from_top), subtract(zero, half_height)
+        x, y, lowest = x - from_left, y - from_top, zero - half_height
         for strip in range(4):
-            y0, y1 = subtract(fill(float32(4 * strip)), y), subtract(fill(float32(4 * strip + 3)), y)
-            inside = both(at_least(y1, lowest), at_most(y0, half_height))
+            y0, y1 = fill(float32(4 * strip)) - y, fill(float32(4 * strip + 3)) - y
+            inside = (y1 >= lowest) & (y0 <= half_height)
             y0, y1 = maximum(y0, lowest), minimum(y1, half_height)
             right = minimum(maximum(rightmost, y0), y1)
-            left_y = minimum(maximum(subtract(zero, rightmost), y0), y1)
-            right_v, left_v = multiply(root_r, right), multiply(root_r, left_y)
+            left_y = minimum(maximum(zero - rightmost, y0), y1)
+            right_v, left_v = root_r * right, root_r * left_y
             x1 = fma(width, sqrt(maximum(fnma(right_v, right_v, reach), zero)), fma(slant, right, x))
             x0 = fnma(width, sqrt(maximum(fnma(left_v, left_v, reach), zero)), fma(slant, left_y, x))
             for column in range(4):
-                hit = both(
-                    at_least(x1, fill(float32(4 * column) - _HAIR)), at_most(x0, fill(float32(4 * column + 3) + _HAIR))
-                )
-                touches[group * BLOCKS + strip * 4 + column] = bits(both(inside, hit)) & there
+                hit = (x1 >= fill(float32(4 * column) - _HAIR)) & (x0 <= fill(float32(4 * column + 3) + _HAIR))
+                touches[group * BLOCKS + strip * 4 + column] = bits(inside & hit) & there
 
 
 @njit(**_SETTINGS)

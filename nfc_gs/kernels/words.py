@@ -5,21 +5,15 @@ from numba import float32, njit
 
 from nfc_gs.kernels.simd import (
     LANES,
-    above,
-    add,
-    below,
-    divide,
     exp2,
     fill,
     find_rows_of,
     fma,
     load,
     load_columns,
-    multiply,
     select,
     store,
     store_columns,
-    subtract,
 )
 
 # Bits that are loaded and stored at once, for 16 words.
@@ -34,10 +28,10 @@ _SETTINGS = {"nogil": True, "fastmath": {"nsz", "contract", "reassoc", "arcp"}, 
 @njit(**_SETTINGS)
 def _sigmoid(logits):
     """Sixteen sigmoids."""
-    exponent = multiply(logits, fill(_MINUS_LOG2E))
-    exponent = select(above(exponent, fill(_FARTHEST)), fill(_FARTHEST), exponent)
-    exponent = select(below(exponent, fill(-_FARTHEST)), fill(-_FARTHEST), exponent)
-    return divide(fill(float32(1)), add(fill(float32(1)), exp2(exponent)))
+    exponent = logits * fill(_MINUS_LOG2E)
+    exponent = select(exponent > fill(_FARTHEST), fill(_FARTHEST), exponent)
+    exponent = select(exponent < fill(-_FARTHEST), fill(-_FARTHEST), exponent)
+    return fill(float32(1)) / (fill(float32(1)) + exp2(exponent))
 
 
 @njit(**_SETTINGS)
@@ -110,7 +104,7 @@ def slopes(first, last, by_values, weights, probabilities, by_logits):
 @njit(**_SETTINGS)
 def _slope(pull, weight, chance):
     """Sixteen slopes of one bit."""
-    return multiply(multiply(pull, fill(weight)), multiply(chance, subtract(fill(float32(1)), chance)))
+    return pull * fill(weight) * (chance * (fill(float32(1)) - chance))
 
 
 @njit(**_SETTINGS)
