@@ -16,11 +16,11 @@ import operator
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic, models, register_jitable, register_model
 
 LANES = 16
 
@@ -477,7 +477,7 @@ def load_columns(typing, array, starts, column):
 # --- rows that follow each other, a lane each ---------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@register_jitable
 def find_rows_of(width, row, last, starts):
     """Where 16 rows of `width` numbers begin, from `row` on; beyond `last` the last one stands again and again.
 
