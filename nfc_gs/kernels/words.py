@@ -9,8 +9,10 @@ from nfc_gs.kernels.simd import (
     fill,
     find_rows_of,
     fma,
+    gather,
     load,
     load_columns,
+    scatter,
     select,
     store,
     store_columns,
@@ -125,3 +127,25 @@ def _slope_groups(first, last, by_values, weights, probabilities, by_logits):
             a, b = _slope(pull, weights[bit], a), _slope(pull, weights[bit + 1], b)
             c, d = _slope(pull, weights[bit + 2], c), _slope(pull, weights[bit + 3], d)
             store_columns(by_logits, starts, bit, a, b, c, d)
+
+
+@njit(**_SETTINGS)
+def one_bit(first, last, logits, width, bit, chances):
+    """Writes the sigmoids [N] of one bit of words first .. last; `logits` are [N K], flat, with K the width."""
+    starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    for word in range(first, last, LANES):
+        find_rows_of(width, word, last, starts)
+        find_rows_of(1, word, last, places)
+        scatter(chances, places, 0, _sigmoid(gather(logits, starts, bit)))
+
+
+@njit(**_SETTINGS)
+def one_bit_slopes(first, last, by_chances, width, bit, chances, by_logits):
+    """Writes the gradient of the logits of words first .. last from that of `one_bit`; zeros for all other bits."""
+    starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    for word in range(first, last, LANES):
+        by_logits[word * width : min(word + LANES, last) * width] = float32(0)
+        find_rows_of(width, word, last, starts)
+        find_rows_of(1, word, last, places)
+        pull, chance = gather(by_chances, places, 0), gather(chances, places, 0)
+        scatter(by_logits, starts, bit, _slope(pull, float32(1), chance))
