@@ -8,7 +8,7 @@ Sixteen channels are read at a time: C must be a multiple of `LANES`.
 import numpy as np
 from numba import float32, njit
 
-from nfc_gs.kernels.simd import LANES, fill, fma, load, multiply, store, subtract
+from nfc_gs.kernels.simd import LANES, fill, fma, load, store
 
 _SETTINGS = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
 
@@ -31,16 +31,16 @@ def _corner(k, a, b, cells, size, channels):
 @njit(**_SETTINGS)
 def _on_plane(planes, corner, row, channels, f, g):
     """Sixteen interpolated values of a plane: `row` is the distance in memory along its second axis."""
-    low = fma(fill(f), subtract(load(planes, corner + channels), load(planes, corner)), load(planes, corner))
+    low = fma(fill(f), load(planes, corner + channels) - load(planes, corner), load(planes, corner))
     corner += row
-    high = fma(fill(f), subtract(load(planes, corner + channels), load(planes, corner)), load(planes, corner))
-    return fma(fill(g), subtract(high, low), low)
+    high = fma(fill(f), load(planes, corner + channels) - load(planes, corner), load(planes, corner))
+    return fma(fill(g), high - low, low)
 
 
 @njit(**_SETTINGS)
 def _on_line(lines, place, channels, f):
     """Sixteen interpolated values of a line."""
-    return fma(fill(f), subtract(load(lines, place + channels), load(lines, place)), load(lines, place))
+    return fma(fill(f), load(lines, place + channels) - load(lines, place), load(lines, place))
 
 
 @njit(**_SETTINGS)
@@ -59,11 +59,11 @@ def forward(first, last, positions, planes, lines, features):
         )
         for c in range(0, channels, LANES):
             product = _on_plane(planes, xy + c, row, channels, x, y)
-            product = multiply(product, _on_plane(planes, xz + c, row, channels, x, z))
-            product = multiply(product, _on_plane(planes, yz + c, row, channels, y, z))
+            product = product * _on_plane(planes, xz + c, row, channels, x, z)
+            product = product * _on_plane(planes, yz + c, row, channels, y, z)
             for k in range(3):
                 place = k * row + cells[k] * channels + c
-                product = multiply(product, _on_line(lines, place, channels, parts[k]))
+                product = product * _on_line(lines, place, channels, parts[k])
             store(features, n * channels + c, product)
 
 
@@ -79,10 +79,10 @@ def _plane_backward(planes, by_planes, corner, row, channels, f, g, pull, along_
     low, high, one = corner, corner + row, float32(1)
     v00, v01 = load(planes, low), load(planes, low + channels)
     v10, v11 = load(planes, high), load(planes, high + channels)
-    on_low, on_high = subtract(v01, v00), subtract(v11, v10)
-    along_a = fma(pull, fma(fill(g), subtract(on_high, on_low), on_low), along_a)
-    on_first, on_second = subtract(v10, v00), subtract(v11, v01)
-    along_b = fma(pull, fma(fill(f), subtract(on_second, on_first), on_first), along_b)
+    on_low, on_high = v01 - v00, v11 - v10
+    along_a = fma(pull, fma(fill(g), on_high - on_low, on_low), along_a)
+    on_first, on_second = v10 - v00, v11 - v01
+    along_b = fma(pull, fma(fill(f), on_second - on_first, on_first), along_b)
     _push(by_planes, low, (one - g) * (one - f), pull)
     _push(by_planes, low + channels, (one - g) * f, pull)
     _push(by_planes, high, g * (one - f), pull)
@@ -93,7 +93,7 @@ def _plane_backward(planes, by_planes, corner, row, channels, f, g, pull, along_
 @njit(**_SETTINGS)
 def _line_backward(lines, by_lines, place, channels, f, pull, along):
     """Adds the gradients of a line's two values; returns that of f, still apart by channels."""
-    along = fma(pull, subtract(load(lines, place + channels), load(lines, place)), along)
+    along = fma(pull, load(lines, place + channels) - load(lines, place), along)
     _push(by_lines, place, float32(1) - f, pull)
     _push(by_lines, place + channels, f, pull)
     return along
@@ -124,22 +124,22 @@ def backward(first, last, positions, planes, lines, by_features, by_positions, b
             f0, f1 = _on_plane(planes, xy + c, row, channels, x, y), _on_plane(planes, xz + c, row, channels, x, z)
             f2, f3 = _on_plane(planes, yz + c, row, channels, y, z), _on_line(lines, on_x + c, channels, x)
             f4, f5 = _on_line(lines, on_y + c, channels, y), _on_line(lines, on_z + c, channels, z)
-            p01, p23, p45 = multiply(f0, f1), multiply(f2, f3), multiply(f4, f5)
+            p01, p23, p45 = f0 * f1, f2 * f3, f4 * f5
             given = load(by_features, n * channels + c)
-            but01, but23 = multiply(given, multiply(p23, p45)), multiply(given, multiply(p01, p45))
-            but45 = multiply(given, multiply(p01, p23))
+            but01, but23 = given * (p23 * p45), given * (p01 * p45)
+            but45 = given * (p01 * p23)
             along_x, along_y = _plane_backward(
-                planes, by_planes, xy + c, row, channels, x, y, multiply(but01, f1), along_x, along_y
+                planes, by_planes, xy + c, row, channels, x, y, but01 * f1, along_x, along_y
             )
             along_x, along_z = _plane_backward(
-                planes, by_planes, xz + c, row, channels, x, z, multiply(but01, f0), along_x, along_z
+                planes, by_planes, xz + c, row, channels, x, z, but01 * f0, along_x, along_z
             )
             along_y, along_z = _plane_backward(
-                planes, by_planes, yz + c, row, channels, y, z, multiply(but23, f3), along_y, along_z
+                planes, by_planes, yz + c, row, channels, y, z, but23 * f3, along_y, along_z
             )
-            along_x = _line_backward(lines, by_lines, on_x + c, channels, x, multiply(but23, f2), along_x)
-            along_y = _line_backward(lines, by_lines, on_y + c, channels, y, multiply(but45, f5), along_y)
-            along_z = _line_backward(lines, by_lines, on_z + c, channels, z, multiply(but45, f4), along_z)
+            along_x = _line_backward(lines, by_lines, on_x + c, channels, x, but23 * f2, along_x)
+            along_y = _line_backward(lines, by_lines, on_y + c, channels, y, but45 * f5, along_y)
+            along_z = _line_backward(lines, by_lines, on_z + c, channels, z, but45 * f4, along_z)
         store(lanes, 0, along_x)
         store(lanes, LANES, along_y)
         store(lanes, 2 * LANES, along_z)

@@ -14,12 +14,7 @@ from numba import float32, njit
 
 from nfc_gs.kernels.simd import (
     LANES,
-    above,
-    add,
-    at_least,
-    both,
     broadcast,
-    divide,
     exp2,
     fill,
     fma,
@@ -27,10 +22,8 @@ from nfc_gs.kernels.simd import (
     load,
     maximum,
     minimum,
-    multiply,
     select,
     store,
-    subtract,
     transpose,
 )
 
@@ -138,26 +131,26 @@ def _soften(heights, count, keep, rest, tops, weights, start):
     tall = len(heights)
     if keep == count:
         for place in range(0, tall, LANES):
-            power = exp2(maximum(multiply(subtract(load(heights, place), highest), log2e), lowest))
+            power = exp2(maximum((load(heights, place) - highest) * log2e, lowest))
             store(weights, start + place, power)
-            total = add(total, power)
+            total = total + power
     else:
         bar = load(tops, LANES * (keep - 1))
         # How many of those as high as the bar are kept.
         room = nothing
         for rank in range(keep):
-            room = add(room, select(at_least(bar, load(tops, LANES * rank)), one, nothing))
+            room = room + select(bar >= load(tops, LANES * rank), one, nothing)
         for place in range(0, tall, LANES):
             height = load(heights, place)
-            power = exp2(maximum(multiply(subtract(height, highest), log2e), lowest))
-            equal = both(at_least(height, bar), at_least(bar, height))
-            power = select(above(height, bar), power, select(both(equal, above(room, nothing)), power, nothing))
-            room = subtract(room, select(equal, one, nothing))
+            power = exp2(maximum((height - highest) * log2e, lowest))
+            equal = (height >= bar) & (bar >= height)
+            power = select(height > bar, power, select(equal & (room > nothing), power, nothing))
+            room = room - select(equal, one, nothing)
             store(weights, start + place, power)
-            total = add(total, power)
-    inverse = divide(one, total)
+            total = total + power
+    inverse = one / total
     for place in range(start, start + tall, LANES):
-        store(weights, place, multiply(load(weights, place), inverse))
+        store(weights, place, load(weights, place) * inverse)
 
 
 @njit(**_SETTINGS)
@@ -189,10 +182,10 @@ def _move(blends, start, means, quats):
     q = start + 12 * LANES
     aw, ax, ay, az = load(blends, q), load(blends, q + LANES), load(blends, q + 2 * LANES), load(blends, q + 3 * LANES)
     bw, bx, by, bz = load(quats, 0), load(quats, LANES), load(quats, 2 * LANES), load(quats, 3 * LANES)
-    store(quats, 0, fnma(az, bz, fnma(ay, by, fnma(ax, bx, multiply(aw, bw)))))
-    store(quats, LANES, fnma(az, by, fma(ay, bz, fma(ax, bw, multiply(aw, bx)))))
-    store(quats, 2 * LANES, fma(az, bx, fma(ay, bw, fnma(ax, bz, multiply(aw, by)))))
-    store(quats, 3 * LANES, fma(az, bw, fnma(ay, bx, fma(ax, by, multiply(aw, bz)))))
+    store(quats, 0, fnma(az, bz, fnma(ay, by, fnma(ax, bx, aw * bw))))
+    store(quats, LANES, fnma(az, by, fma(ay, bz, fma(ax, bw, aw * bx))))
+    store(quats, 2 * LANES, fma(az, bx, fma(ay, bw, fnma(ax, bz, aw * by))))
+    store(quats, 3 * LANES, fma(az, bw, fnma(ay, bx, fma(ax, by, aw * bz))))
 
 
 @njit(**_SETTINGS)
@@ -219,10 +212,10 @@ def _pull(blends, start, means, quats, by_means, by_quats, pulls):
     gx, gy, gz = load(by_means, 0), load(by_means, LANES), load(by_means, 2 * LANES)
     for j in range(3):
         mean, column = load(means, LANES * j), start + LANES * j
-        store(pulls, LANES * j, multiply(gx, mean))
-        store(pulls, LANES * (3 + j), multiply(gy, mean))
-        store(pulls, LANES * (6 + j), multiply(gz, mean))
-        by_mean = fma(load(blends, column + 3 * LANES), gy, multiply(load(blends, column), gx))
+        store(pulls, LANES * j, gx * mean)
+        store(pulls, LANES * (3 + j), gy * mean)
+        store(pulls, LANES * (6 + j), gz * mean)
+        by_mean = fma(load(blends, column + 3 * LANES), gy, load(blends, column) * gx)
         store(by_means, LANES * j, fma(load(blends, column + 6 * LANES), gz, by_mean))
     store(pulls, 9 * LANES, gx)
     store(pulls, 10 * LANES, gy)
@@ -231,14 +224,14 @@ def _pull(blends, start, means, quats, by_means, by_quats, pulls):
     aw, ax, ay, az = load(blends, q), load(blends, q + LANES), load(blends, q + 2 * LANES), load(blends, q + 3 * LANES)
     bw, bx, by, bz = load(quats, 0), load(quats, LANES), load(quats, 2 * LANES), load(quats, 3 * LANES)
     gw, gi, gj, gk = load(by_quats, 0), load(by_quats, LANES), load(by_quats, 2 * LANES), load(by_quats, 3 * LANES)
-    store(pulls, 12 * LANES, fma(gk, bz, fma(gj, by, fma(gi, bx, multiply(gw, bw)))))
-    store(pulls, 13 * LANES, fma(gk, by, fnma(gj, bz, fnma(gw, bx, multiply(gi, bw)))))
-    store(pulls, 14 * LANES, fnma(gk, bx, fma(gj, bw, fnma(gw, by, multiply(gi, bz)))))
+    store(pulls, 12 * LANES, fma(gk, bz, fma(gj, by, fma(gi, bx, gw * bw))))
+    store(pulls, 13 * LANES, fma(gk, by, fnma(gj, bz, fnma(gw, bx, gi * bw))))
+    store(pulls, 14 * LANES, fnma(gk, bx, fma(gj, bw, fnma(gw, by, gi * bz))))
     store(pulls, 15 * LANES, fma(gk, bw, fma(gj, bx, fnma(gw, bz, fnma(gi, by, fill(float32(0)))))))
-    store(by_quats, 0, fma(gk, az, fma(gj, ay, fma(gi, ax, multiply(gw, aw)))))
-    store(by_quats, LANES, fnma(gk, ay, fma(gj, az, fnma(gw, ax, multiply(gi, aw)))))
-    store(by_quats, 2 * LANES, fma(gk, ax, fnma(gi, az, fnma(gw, ay, multiply(gj, aw)))))
-    store(by_quats, 3 * LANES, fnma(gj, ax, fma(gi, ay, fnma(gw, az, multiply(gk, aw)))))
+    store(by_quats, 0, fma(gk, az, fma(gj, ay, fma(gi, ax, gw * aw))))
+    store(by_quats, LANES, fnma(gk, ay, fma(gj, az, fnma(gw, ax, gi * aw))))
+    store(by_quats, 2 * LANES, fma(gk, ax, fnma(gi, az, fnma(gw, ay, gj * aw))))
+    store(by_quats, 3 * LANES, fnma(gj, ax, fma(gi, ay, fnma(gw, az, gk * aw))))
 
 
 @njit(**_SETTINGS)
@@ -261,7 +254,7 @@ def _by_heights(weights, start, tall, bones, pulls, by_heights):
         store(by_heights, LANES * (m + 2), c)
         store(by_heights, LANES * (m + 3), d)
     for place in range(0, LANES * tall, LANES):
-        by_height = multiply(load(weights, start + place), subtract(load(by_heights, place), along))
+        by_height = load(weights, start + place) * (load(by_heights, place) - along)
         store(by_heights, place, by_height)
 
 

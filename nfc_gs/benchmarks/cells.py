@@ -45,7 +45,7 @@ CPU_PARTS = (
     ),
 )
 GPU_PARTS = (("nfc_gs.rasterizers.gsplat:_draw", "rasterization", None),)
-CODES = ("values", "probabilities", "encode", "encode_bit", "words")
+CODES = ("values", "probabilities", "probability", "encode", "encode_bit", "words")
 # A population changes every so many steps in training.
 EDIT_EVERY = 100
 # Linux forgets the highest resident size so far when 5 is written here (man 5 proc).

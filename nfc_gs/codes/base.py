@@ -56,6 +56,11 @@ class TargetCode(abc.ABC):
     def probabilities(self, logits: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape K"]:
         """What is composited and classified, each from its own logit; in [0, 1] for every code but `identity`."""
 
+    def probability(self, logits: Float[Tensor, "*shape K"], bit: int) -> Float[Tensor, "*shape"]:
+        """`probabilities`' bit number `bit` alone."""
+        # A copy of its own: every K-th number would be read again and again otherwise.
+        return self.probabilities(logits[..., bit].contiguous())
+
     @abc.abstractmethod
     def values(self, logits: Float[Tensor, "*shape K"], unit: bool) -> Float[Tensor, "*shape"]:
         """The values that logits mean; with `unit` they are opacities and must lie in [0, 1], else colours, which
@@ -113,6 +118,10 @@ class LevelCode(TargetCode):
     def probabilities(self, logits: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape K"]:
         """Sigmoids."""
         return torch.sigmoid(logits)
+
+    def probability(self, logits: Float[Tensor, "*shape K"], bit: int) -> Float[Tensor, "*shape"]:
+        """One bit's sigmoids."""
+        return chance(logits, bit)
 
     def values(self, logits: Float[Tensor, "*shape K"], unit: bool) -> Float[Tensor, "*shape"]:
         """Decoded sigmoids, in [0, 1] for colours and opacities alike."""
@@ -206,4 +215,34 @@ class _Expected(torch.autograd.Function):
         by_logits = torch.empty_like(probabilities)
         arrays = [tensor.view(-1).numpy() for tensor in (gradient.contiguous(), weights, probabilities, by_logits)]
         rows.split(kernels.slopes, gradient.numel(), threads_for(probabilities.numel()), *arrays)
+        return by_logits, None
+
+
+def chance(logits: Float[Tensor, "*shape K"], bit: int) -> Float[Tensor, "*shape"]:
+    """The sigmoids of one bit of every word. Differentiable in the logits."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return _Chance.apply(logits, bit)
+    return torch.sigmoid(logits[..., bit])
+
+
+class _Chance(torch.autograd.Function):
+    """`chance` by the compiled kernels, whose gradient is written once for all bits."""
+
+    @staticmethod
+    def forward(ctx, logits, bit):  # type: ignore[no-untyped-def]
+        logits, chances = logits.detach().contiguous(), torch.empty(logits.shape[:-1])
+        arrays = logits.view(-1).numpy(), logits.shape[-1], bit, chances.view(-1).numpy()
+        rows.split(kernels.one_bit, chances.numel(), threads_for(logits.numel()), *arrays)
+        ctx.save_for_backward(chances)
+        ctx.width, ctx.bit = logits.shape[-1], bit
+        return chances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        (chances,) = ctx.saved_tensors
+        by_logits = torch.empty(*chances.shape, ctx.width)
+        pulls, found = gradient.contiguous().view(-1).numpy(), chances.view(-1).numpy()
+        arrays = pulls, ctx.width, ctx.bit, found, by_logits.view(-1).numpy()
+        rows.split(kernels.one_bit_slopes, chances.numel(), threads_for(by_logits.numel()), *arrays)
         return by_logits, None

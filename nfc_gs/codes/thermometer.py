@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nfc_gs.codes.base import TargetCode, bounded, check_bits, equal_values, expected, solve, start
+from nfc_gs.codes.base import TargetCode, bounded, chance, check_bits, equal_values, expected, solve, start
 from nfc_gs.config import spec
 
 
@@ -61,6 +61,10 @@ class Thermometer(TargetCode):
     def probabilities(self, logits: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape K"]:
         """Sigmoids."""
         return torch.sigmoid(logits)
+
+    def probability(self, logits: Float[Tensor, "*shape K"], bit: int) -> Float[Tensor, "*shape"]:
+        """One bit's sigmoids."""
+        return chance(logits, bit)
 
     def values(self, logits: Float[Tensor, "*shape K"], unit: bool) -> Float[Tensor, "*shape"]:
         """The mean of the sigmoids, in [0, 1] for colours and opacities alike."""

@@ -25,17 +25,12 @@ from numba import float32, njit
 
 from nfc_gs.kernels.simd import (
     LANES,
-    above,
     absolute,
-    add,
     add_columns,
     add_four,
-    at_least,
-    at_most,
     bits,
     broadcast,
     copy_four,
-    divide,
     exp2,
     fill,
     fma,
@@ -44,13 +39,11 @@ from nfc_gs.kernels.simd import (
     load,
     load_columns,
     minimum,
-    multiply,
     prefetch,
     select,
     smallest,
     store,
     store_columns,
-    subtract,
     transpose,
 )
 from nfc_gs.kernels.threads import take
@@ -126,8 +119,8 @@ def _localize(lists, tile, values, stride, starts, places, local):
             places[lane] = (first + lane) * stride
         mean_x, mean_y, p, q = load_columns(lists.rows, starts, MEAN_X)
         r, log_opacity, _, _ = load_columns(lists.rows, starts, ROOT_R)
-        x, y = subtract(middle_x, mean_x), subtract(middle_y, mean_y)
-        store_columns(local, places, U0, fma(p, x, multiply(q, y)), multiply(r, y), p, q)
+        x, y = middle_x - mean_x, middle_y - mean_y
+        store_columns(local, places, U0, fma(p, x, q * y), r * y, p, q)
         store_columns(local, places, R, r, log_opacity, zero, zero)
         for k in range(first, min(first + LANES, splats.size)):
             prefetch(values, np.int64(splats[min(k + AHEAD, splats.size - 1)]) * channels)
@@ -146,7 +139,7 @@ def _inside(lists, tile, block):
     one, zero = fill(_ONE), fill(_ZERO)
     right = fill(float32(x) - float32(TILE / 2))
     bottom = fill(float32(y) - float32(TILE / 2))
-    return select(above(right, load(_LANE_X, 0)), select(above(bottom, load(_LANE_Y, 0)), one, zero), zero)
+    return select(right > load(_LANE_X, 0), select(bottom > load(_LANE_Y, 0), one, zero), zero)
 
 
 @njit(**_SETTINGS)
@@ -224,13 +217,13 @@ def _composite_block(listed, local, stride, block, limits, through, weights, sum
 
     `through` is the transmittance at the start: 1 in the picture, and 0, thus stopped, outside.
     """
-    x = add(load(_LANE_X, 0), fill(float32(block % 4 * BLOCK)))
-    y = add(load(_LANE_Y, 0), fill(float32(block // 4 * BLOCK)))
+    x = load(_LANE_X, 0) + fill(float32(block % 4 * BLOCK))
+    y = load(_LANE_Y, 0) + fill(float32(block // 4 * BLOCK))
     zero = fill(_ZERO)
     alpha_max, faintest = fill(limits.alpha_max), fill(limits.log_alpha_min)
     darkest = fill(limits.transmittance_min)
     remaining, seen = through, zero
-    living = bits(above(through, darkest))
+    living = bits(through > darkest)
     begin = 0
     while begin < listed.size and living != 0:
         used = 0
@@ -239,16 +232,16 @@ def _composite_block(listed, local, stride, block, limits, through, weights, sum
             u = fma(broadcast(local, at + P), x, fma(broadcast(local, at + Q), y, broadcast(local, at + U0)))
             v = fma(broadcast(local, at + R), y, broadcast(local, at + V0))
             exponent = fnma(u, u, fnma(v, v, broadcast(local, at + E0)))
-            alpha = select(at_least(exponent, faintest), minimum(exp2(exponent), alpha_max), zero)
-            weight = multiply(alpha, through)
-            after = subtract(through, weight)
-            alive = above(after, darkest)
+            alpha = select(exponent >= faintest, minimum(exp2(exponent), alpha_max), zero)
+            weight = alpha * through
+            after = through - weight
+            alive = after > darkest
             store(weights, used * LANES, select(alive, weight, zero))
             used += 1
             now = bits(alive)
             if now != living:
                 # Rare: some pixels stop here, before this splat. `through` falls on and so they stay stopped.
-                was_alive = above(through, darkest)
+                was_alive = through > darkest
                 remaining = select(was_alive, select(alive, remaining, through), remaining)
                 seen = select(was_alive, select(alive, seen, fill(float32(k))), seen)
                 living = now
@@ -269,7 +262,7 @@ def _composite_block(listed, local, stride, block, limits, through, weights, sum
             store(sums, (group + 3) * LANES, d)
         begin += used
     if living != 0:
-        alive = above(through, darkest)
+        alive = through > darkest
         remaining = select(alive, through, remaining)
         seen = select(alive, fill(float32(listed.size)), seen)
     store(transmittances, state, remaining)
@@ -298,6 +291,7 @@ def composite_backward(
     if weigh:
         # Ones come in here where the splats have a channel of zeros: their sums are the weights'.
         incoming[channels * LANES : (channels + 1) * LANES] = _ONE
+    by_pixel = np.empty((stride - LOCAL) // LANES * LANES**2, np.float32)
     behind = np.empty(LANES, np.float32)
     # A row more than there are splats, into which unused lanes are added.
     sums = np.empty(room * stride, np.float32)
@@ -326,9 +320,14 @@ def composite_backward(
                 continue
             list_block(touches, touches.size // BLOCKS, block, stride, listed)
             _receive(lists, x, y, grad_channels, grad_alpha, background, channels, starts, incoming, behind)
+            for channel in range(0, by_pixel.size, LANES**2):
+                square = by_pixel[channel : channel + LANES**2]
+                square[:] = incoming[channel : channel + LANES**2]
+                transpose(square)
             _composite_block_backward(
                 listed, local, stride, block, limits, load(transmittances, state), load(stops, state),
-                multiply(load(transmittances, state), load(behind, 0)), incoming, absgrad, count_in_tile * stride,
+                load(transmittances, state) * load(behind, 0), incoming, by_pixel, absgrad,
+                count_in_tile * stride,
                 batch, dots, starts, sums,
             )  # fmt: skip
         entry = np.int64(-1)
@@ -382,16 +381,18 @@ def _receive(lists, x, y, grad_channels, grad_alpha, background, channels, start
 
 @njit(**_SETTINGS)
 def _composite_block_backward(
-    listed, local, stride, block, limits, through, stops, behind, incoming, absgrad, unused, batch, dots, starts, sums
-):
+    listed, local, stride, block, limits, through, stops, behind, incoming, by_pixel, absgrad, unused, batch, dots,
+    starts, sums,
+):  # fmt: skip
     """One block: adds its splats' moments and channel sums to `sums`, rows of `stride`.
 
     `unused` is where a spare row is; `batch`, `dots` and `starts` are scratch.
 
-    `through` is the transmittance behind all, `behind` S behind all, `incoming` v [C 16].
+    `through` is the transmittance behind all, `behind` S behind all, `incoming` v [C 16], and `by_pixel` the same of whole
+    sixteens of channels, pixel by pixel.
     """
-    x = add(load(_LANE_X, 0), fill(float32(block % 4 * BLOCK)))
-    y = add(load(_LANE_Y, 0), fill(float32(block // 4 * BLOCK)))
+    x = load(_LANE_X, 0) + fill(float32(block % 4 * BLOCK))
+    y = load(_LANE_Y, 0) + fill(float32(block // 4 * BLOCK))
     zero, one = fill(_ZERO), fill(_ONE)
     left, top = float32(block % 4 * BLOCK - 7.5), float32(block // 4 * BLOCK - 7.5)
     alpha_max, faintest = fill(limits.alpha_max), fill(limits.log_alpha_min)
@@ -409,12 +410,12 @@ def _composite_block_backward(
             exponent = fnma(u, u, fnma(v, v, broadcast(local, at + E0)))
             threshold = faintest
             if k >= fewest:
-                threshold = select(above(stops, fill(float32(k))), faintest, never)
-            mask = at_least(exponent, threshold)
+                threshold = select(stops > fill(float32(k)), faintest, never)
+            mask = exponent >= threshold
             raw = select(mask, exp2(exponent), zero)
             alpha = minimum(raw, alpha_max)
-            inverse = divide(one, subtract(one, alpha))
-            through = multiply(through, inverse)
+            inverse = one / (one - alpha)
+            through = through * inverse
             if many:
                 if ready == 0:
                     _dot_products(listed, k, local, stride, incoming, dots)
@@ -424,22 +425,22 @@ def _composite_block_backward(
             else:
                 dot = fma(
                     broadcast(local, at + LOCAL + 1), load(incoming, LANES),
-                    multiply(broadcast(local, at + LOCAL), load(incoming, 0)),
+                    broadcast(local, at + LOCAL) * load(incoming, 0),
                 )  # fmt: skip
                 rest = fma(
                     broadcast(local, at + LOCAL + 3), load(incoming, 3 * LANES),
-                    multiply(broadcast(local, at + LOCAL + 2), load(incoming, 2 * LANES)),
+                    broadcast(local, at + LOCAL + 2) * load(incoming, 2 * LANES),
                 )  # fmt: skip
-                dot = add(dot, rest)
-            weight = multiply(alpha, through)
-            by_alpha = fnma(behind, inverse, multiply(through, dot))
+                dot = dot + rest
+            weight = alpha * through
+            by_alpha = fnma(behind, inverse, through * dot)
             behind = fma(weight, dot, behind)
-            product = select(at_most(raw, alpha_max), multiply(raw, by_alpha), zero)
+            product = select(raw <= alpha_max, raw * by_alpha, zero)
             store(products, used * LANES, product)
             store(weights, used * LANES, weight)
             if absgrad:
-                store(absolute_x, used * LANES, absolute(multiply(product, multiply(root_p, u))))
-                store(absolute_y, used * LANES, absolute(multiply(product, fma(root_q, u, multiply(root_r, v)))))
+                store(absolute_x, used * LANES, absolute(product * (root_p * u)))
+                store(absolute_y, used * LANES, absolute(product * fma(root_q, u, root_r * v)))
             starts[used] = at
             used += bits(mask) != 0
             k -= 1
@@ -447,8 +448,12 @@ def _composite_block_backward(
             for lane in range(used, LANES):
                 starts[lane] = unused
             _add_moments(products, left, top, absgrad, absolute_x, absolute_y, starts, sums)
-            transpose(weights)
-            for group in range(0, stride - LOCAL, GROUP):
+            whole = (stride - LOCAL) // LANES * LANES
+            for channel in range(0, whole, LANES):
+                _add_sixteen(weights, by_pixel[channel * LANES :], LOCAL + channel, starts, sums)
+            if whole < stride - LOCAL:
+                transpose(weights)
+            for group in range(whole, stride - LOCAL, GROUP):
                 a, b, c, d = zero, zero, zero, zero
                 for pixel in range(LANES):
                     weight = load(weights, pixel * LANES)
@@ -459,6 +464,33 @@ def _composite_block_backward(
                         fma(weight, broadcast(incoming, at + 3 * LANES), d),
                     )
                 add_columns(sums, starts, LOCAL + group, a, b, c, d)
+
+
+@njit(**_SETTINGS)
+def _add_sixteen(weights, by_pixel, column, starts, sums):
+    """Adds sixteen splats' weights [splats pixels] times an incoming gradient [pixels channels] to their rows of `sums`.
+
+    From `column` on; here the lanes are sixteen channels, and four splats have their turn at once.
+    """
+    for splat in range(0, LANES, AT_ONCE):
+        a, b, c, d = fill(_ZERO), fill(_ZERO), fill(_ZERO), fill(_ZERO)
+        at = splat * LANES
+        for pixel in range(LANES):
+            value = load(by_pixel, pixel * LANES)
+            a = fma(broadcast(weights, at + pixel), value, a)
+            b = fma(broadcast(weights, at + LANES + pixel), value, b)
+            c = fma(broadcast(weights, at + 2 * LANES + pixel), value, c)
+            d = fma(broadcast(weights, at + 3 * LANES + pixel), value, d)
+        _add_to(sums, starts[splat] + column, a)
+        _add_to(sums, starts[splat + 1] + column, b)
+        _add_to(sums, starts[splat + 2] + column, c)
+        _add_to(sums, starts[splat + 3] + column, d)
+
+
+@njit(**_SETTINGS)
+def _add_to(array, index, lanes):
+    """`array[index : index + 16] += lanes`."""
+    store(array, index, load(array, index) + lanes)
 
 
 @njit(**_SETTINGS)
@@ -482,7 +514,7 @@ def _column_sum(matrix):
     """The sum of the 16 rows of a matrix [256]."""
     total = load(matrix, 0)
     for row in range(1, LANES):
-        total = add(total, load(matrix, row * LANES))
+        total = total + load(matrix, row * LANES)
     return total
 
 
@@ -501,20 +533,20 @@ def _add_moments(products, left, top, absgrad, absolute_x, absolute_y, starts, s
     for row in range(BLOCK):
         a, b = load(products, row * 64), load(products, row * 64 + 16)
         c, d = load(products, row * 64 + 32), load(products, row * 64 + 48)
-        row_s = add(add(a, b), add(c, d))
+        row_s = a + b + (c + d)
         row_x = fma(three, d, fma(two, c, b))
         row_xx = fma(nine, d, fma(four, c, b))
         factor = fill(float32(row))
-        s, sx, sxx = add(s, row_s), add(sx, row_x), add(sxx, row_xx)
+        s, sx, sxx = s + row_s, sx + row_x, sxx + row_xx
         if row > 0:
             sy, sxy = fma(factor, row_s, sy), fma(factor, row_x, sxy)
             syy = fma(fill(float32(row * row)), row_s, syy)
     # Moved by the first pixel's place from the tile's middle.
     by_x, by_y = fill(left), fill(top)
     to_x, to_y = fma(by_x, s, sx), fma(by_y, s, sy)
-    sxx = fma(by_x, add(sx, to_x), sxx)
-    syy = fma(by_y, add(sy, to_y), syy)
-    sxy = add(sxy, fma(by_x, sy, fma(by_y, sx, multiply(multiply(by_x, by_y), s))))
+    sxx = fma(by_x, sx + to_x, sxx)
+    syy = fma(by_y, sy + to_y, syy)
+    sxy = sxy + fma(by_x, sy, fma(by_y, sx, by_x * by_y * s))
     add_columns(sums, starts, S1, s, to_x, to_y, sxx)
     if absgrad:
         transpose(absolute_x)
@@ -546,10 +578,10 @@ def _gather_moments(lists, tile, stride, local, sums, starts, places, entry, spa
         r, _, _, _ = load_columns(local, starts, R)
         s, sx, sy, sxx = load_columns(sums, starts, S1)
         sxy, syy, absolute_x, absolute_y = load_columns(sums, starts, SXY)
-        su, sv = fma(u0, s, fma(p, sx, multiply(q, sy))), fma(v0, s, multiply(r, sy))
-        sux, suy = fma(u0, sx, fma(p, sxx, multiply(q, sxy))), fma(u0, sy, fma(p, sxy, multiply(q, syy)))
-        suu, suv = fma(u0, su, fma(p, sux, multiply(q, suy))), fma(v0, su, multiply(r, suy))
-        svv = fma(v0, sv, multiply(r, fma(v0, sy, multiply(r, syy))))
+        su, sv = fma(u0, s, fma(p, sx, q * sy)), fma(v0, s, r * sy)
+        sux, suy = fma(u0, sx, fma(p, sxx, q * sxy)), fma(u0, sy, fma(p, sxy, q * syy))
+        suu, suv = fma(u0, su, fma(p, sux, q * suy)), fma(v0, su, r * suy)
+        svv = fma(v0, sv, r * fma(v0, sy, r * syy))
         add_columns(gradients, places, GU, su, sv, suu, suv)
         add_columns(gradients, places, GVV, svv, s, absolute_x, absolute_y)
         for lane in range(min(LANES, splats.size - first)):

@@ -1,18 +1,26 @@
 """Sixteen floats at a time for Numba: `<16 x float>` values that stay in registers.
 
 Numba writes loops and trusts LLVM to vectorise them; compositing has too many branches for that. Here a vector is a
-value of its own, `Lanes`, with the few operations compositing needs. LLVM splits it into whatever the machine has: one
-AVX-512 register, two of AVX2, four of NEON. A comparison gives a `Mask`; `select` and `bits` are the only ways to use
+value of its own, `Lanes`, with the few operations that are needed. LLVM splits it into whatever the machine has: one
+AVX-512 register, two of AVX2, four of NEON. A comparison gives a `Mask`; `&`, `select` and `bits` are the only ways to use
 one.
+
+Between lanes, and between lanes and one float32, which is then in every lane, there are the operators + - * / >= <= > <,
+and & between masks.
 
 Arrays are contiguous float32 (`load`, `store`, ...) and are not bounds-checked: a caller sizes its buffers in
 multiples of `LANES`.
 """
 
+import operator
+
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_jitable, register_model
 
 LANES = 16
 
@@ -81,6 +89,29 @@ def _element(context, builder, kind, array, index):
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
 
+def _pair_of(builder, function, x, y):
+    """The result of an operation on two numbers that are lanes or a scalar each."""
+    return function(*(value if value.type == _floats else _spread(builder, value) for value in (x, y)))
+
+
+def _define(symbol, result, generate, kinds):
+    """Makes a Python operator one between values of these kinds, at least one of which is of the first."""
+
+    @infer_global(symbol)
+    class Template(AbstractTemplate):
+        key = symbol
+
+        def generic(self, arguments, settings):
+            if len(arguments) == 2 and kinds[0] in arguments and all(kind in kinds for kind in arguments):
+                return signature(result, *arguments)
+            return None
+
+    for x in kinds:
+        for y in kinds:
+            if kinds[0] in (x, y):
+                lower_builtin(symbol, x, y)(generate)
+
+
 def _vector_at(context, builder, kind, array, index, vector=_floats):
     """The address of the vector that starts at `array[index]`."""
     return builder.bitcast(_element(context, builder, kind, array, index), vector.as_pointer())
@@ -105,6 +136,18 @@ def store(typing, array, index, lanes):
 
     def generate(context, builder, signature, values):
         builder.store(values[2], _vector_at(context, builder, array, values[0], values[1]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, Lanes), generate
+
+
+@intrinsic
+def store_whole(typing, array, index, lanes):
+    """`array[index : index + 16] = lanes`, an array of int32."""
+
+    def generate(context, builder, signature, values):
+        place = _vector_at(context, builder, array, values[0], values[1], _ints)
+        builder.store(builder.fptosi(values[2], _ints), place, align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, Lanes), generate
@@ -147,21 +190,20 @@ def prefetch(typing, array, index):
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
 
-def _arithmetic(operation):
-    @intrinsic
-    def apply(typing, x, y):
-        def generate(context, builder, signature, values):
-            return getattr(builder, operation)(values[0], values[1], flags=_RELAXED)
+def _define_arithmetic(symbol, operation):
+    def generate(context, builder, signature, values):
+        return _pair_of(builder, lambda x, y: getattr(builder, operation)(x, y, flags=_RELAXED), *values)
 
-        return Lanes(Lanes, Lanes), generate
-
-    return apply
+    _define(symbol, Lanes, generate, (Lanes, types.float32))
 
 
-add = _arithmetic("fadd")
-subtract = _arithmetic("fsub")
-multiply = _arithmetic("fmul")
-divide = _arithmetic("fdiv")
+for _symbol, _operation in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _define_arithmetic(_symbol, _operation)
 
 
 @intrinsic
@@ -184,24 +226,21 @@ def fnma(typing, x, y, z):
     return Lanes(Lanes, Lanes, Lanes), generate
 
 
-@intrinsic
-def sqrt(typing, x):
-    """Square roots."""
+def _function(name):
+    @intrinsic
+    def apply(typing, x):
+        def generate(context, builder, signature, values):
+            return _call(builder, f"llvm.{name}.v16f32", _floats, [values[0]])
 
-    def generate(context, builder, signature, values):
-        return _call(builder, "llvm.sqrt.v16f32", _floats, [values[0]])
+        return Lanes(Lanes), generate
 
-    return Lanes(Lanes), generate
+    return apply
 
 
-@intrinsic
-def absolute(typing, x):
-    """Magnitudes."""
-
-    def generate(context, builder, signature, values):
-        return _call(builder, "llvm.fabs.v16f32", _floats, [values[0]])
-
-    return Lanes(Lanes), generate
+sqrt = _function("sqrt")
+absolute = _function("fabs")
+ceil = _function("ceil")
+floor = _function("floor")
 
 
 # 2^f for |f| <= 1/2, relative error 8e-8 (fitted for the smallest largest relative error); constant term last.
@@ -226,24 +265,44 @@ def exp2(typing, x):
     return Lanes(Lanes), generate
 
 
+# 2 log2(e) / (2 k + 1) for k = 3 .. 0: log2 m = 2 log2(e) atanh((m - 1) / (m + 1)). The next term is below 4e-9.
+_LOG2 = tuple(float(2 / np.log(2) / odd) for odd in (9, 7, 5, 3, 1))
+_ROOT_OF_HALF = 0x3F3504F3  # the bits of sqrt(1/2)
+
+
+@intrinsic
+def log2(typing, x):
+    """The logarithm to base 2 of normal positive numbers, to 2e-7; of others some number of no meaning."""
+
+    def generate(context, builder, signature, values):
+        bits = builder.bitcast(values[0], _ints)
+        # x = m 2^e with m between sqrt(1/2) and sqrt(2).
+        shift = ir.Constant(_ints, [23] * LANES)
+        exponent = builder.ashr(builder.sub(bits, ir.Constant(_ints, [_ROOT_OF_HALF] * LANES)), shift)
+        mantissa = builder.bitcast(builder.sub(bits, builder.shl(exponent, shift)), _floats)
+        one = _constant(1)
+        part = builder.fdiv(builder.fsub(mantissa, one), builder.fadd(mantissa, one))
+        square = builder.fmul(part, part)
+        series = _constant(_LOG2[0])
+        for coefficient in _LOG2[1:]:
+            series = _fma(builder, series, square, _constant(coefficient))
+        return _fma(builder, part, series, builder.sitofp(exponent, _floats))
+
+    return Lanes(Lanes), generate
+
+
 # --- choices --------------------------------------------------------------------------------------------------------
 
 
-def _comparison(predicate):
-    @intrinsic
-    def compare(typing, x, y):
-        def generate(context, builder, signature, values):
-            return builder.fcmp_ordered(predicate, values[0], values[1])
+def _define_comparison(symbol, predicate):
+    def generate(context, builder, signature, values):
+        return _pair_of(builder, lambda x, y: builder.fcmp_ordered(predicate, x, y), *values)
 
-        return Mask(Lanes, Lanes), generate
-
-    return compare
+    _define(symbol, Mask, generate, (Lanes, types.float32))
 
 
-at_least = _comparison(">=")
-at_most = _comparison("<=")
-above = _comparison(">")
-below = _comparison("<")
+for _symbol, _predicate in ((operator.ge, ">="), (operator.le, "<="), (operator.gt, ">"), (operator.lt, "<")):
+    _define_comparison(_symbol, _predicate)
 
 
 def _extremum(predicate):
@@ -271,14 +330,7 @@ def select(typing, mask, x, y):
     return Lanes(Mask, Lanes, Lanes), generate
 
 
-@intrinsic
-def both(typing, x, y):
-    """Where both masks hold."""
-
-    def generate(context, builder, signature, values):
-        return builder.and_(values[0], values[1])
-
-    return Mask(Mask, Mask), generate
+_define(operator.and_, Mask, lambda context, builder, signature, values: builder.and_(*values), (Mask,))
 
 
 @intrinsic
@@ -363,6 +415,19 @@ def _columns_to_rows(builder, columns):
         yield lane, builder.shuffle_vector(rows[lane % 4], rows[lane % 4], order)
 
 
+def _rows_to_columns(builder, rows):
+    """The inverse of `_columns_to_rows`: four vectors of sixteen from sixteen of four."""
+    # Quarter q of the c-th vector is the row of lane 4 q + c, so that transposing the quarters gives columns.
+    vectors = []
+    for c in range(4):
+        halves = [
+            builder.shuffle_vector(rows[q + c], rows[q + 4 + c], ir.Constant(ir.VectorType(_int32, 8), list(range(8))))
+            for q in (0, 8)
+        ]
+        vectors.append(builder.shuffle_vector(*halves, ir.Constant(_ints, list(range(LANES)))))
+    return _transposed_quarters(builder, vectors)
+
+
 def _row_at(context, builder, array, value, starts, start_values, column, lane):
     """The address of the four numbers that lane's row has at the column."""
     start = builder.load(_element(context, builder, starts, start_values, _index(lane)))
@@ -404,19 +469,93 @@ def load_columns(typing, array, starts, column):
             _row_at(context, builder, array, values[0], starts, values[1], values[2], lane) for lane in range(LANES)
         ]
         rows = [builder.load(place, align=4) for place in places]
-        # Quarter q of the c-th vector is the row of lane 4 q + c, so that transposing the quarters gives columns.
-        vectors = []
-        for c in range(4):
-            halves = [
-                builder.shuffle_vector(
-                    rows[q + c], rows[q + 4 + c], ir.Constant(ir.VectorType(_int32, 8), list(range(8)))
-                )
-                for q in (0, 8)
-            ]
-            vectors.append(builder.shuffle_vector(*halves, ir.Constant(_ints, list(range(LANES)))))
-        return context.make_tuple(builder, signature.return_type, _transposed_quarters(builder, vectors))
+        return context.make_tuple(builder, signature.return_type, _rows_to_columns(builder, rows))
 
     return types.UniTuple(Lanes, 4)(array, starts, types.intp), generate
+
+
+# --- rows that follow each other, a lane each ---------------------------------------------------------------------------
+
+
+@register_jitable
+def find_rows_of(width, row, last, starts):
+    """Where 16 rows of `width` numbers begin, from `row` on; beyond `last` the last one stands again and again.
+
+    So what is written there is written again, the same.
+    """
+    for lane in range(LANES):
+        starts[lane] = min(row + lane, last - 1) * width
+
+
+def _places(context, builder, array, value, starts, start_values, column):
+    """The address of `array[starts[i] + column]` for every lane i."""
+    for lane in range(LANES):
+        start = builder.load(_element(context, builder, starts, start_values, _index(lane)))
+        yield lane, _element(context, builder, array, value, builder.add(start, column))
+
+
+@intrinsic
+def gather(typing, array, starts, column):
+    """For every lane i `array[starts[i] + column]`, of an array of float32 or int32."""
+
+    def generate(context, builder, signature, values):
+        whole = isinstance(array.dtype, types.Integer)
+        result = ir.Constant(_ints if whole else _floats, ir.Undefined)
+        for lane, place in _places(context, builder, array, values[0], starts, values[1], values[2]):
+            result = builder.insert_element(result, builder.load(place), _int32(lane))
+        return builder.sitofp(result, _floats) if whole else result
+
+    return Lanes(array, starts, types.intp), generate
+
+
+@intrinsic
+def scatter(typing, array, starts, column, x):
+    """For every lane i: `array[starts[i] + column] = x[i]`, of an array of float32 or int32."""
+
+    def generate(context, builder, signature, values):
+        lanes = builder.fptosi(values[3], _ints) if isinstance(array.dtype, types.Integer) else values[3]
+        for lane, place in _places(context, builder, array, values[0], starts, values[1], values[2]):
+            builder.store(builder.extract_element(lanes, _int32(lane)), place)
+        return context.get_dummy_value()
+
+    return types.void(array, starts, types.intp, Lanes), generate
+
+
+_half, _half_ints = ir.VectorType(_float, 2), ir.VectorType(_int32, 2)
+
+
+@intrinsic
+def load_three(typing, array, starts):
+    """(x, y, z) with, for every lane i, `x[i], y[i], z[i] = array[starts[i] :][:3]`; nothing beyond is read."""
+
+    def generate(context, builder, signature, values):
+        rows = []
+        for lane in range(LANES):
+            start = builder.load(_element(context, builder, starts, values[1], _index(lane)))
+            two = builder.load(_vector_at(context, builder, array, values[0], start, _half), align=4)
+            third = builder.load(_element(context, builder, array, values[0], builder.add(start, _index(2))))
+            order = ir.Constant(ir.VectorType(_int32, 4), [0, 1, 1, 1])
+            rows.append(builder.insert_element(builder.shuffle_vector(two, two, order), third, _int32(2)))
+        columns = _rows_to_columns(builder, rows)[:3]
+        return context.make_tuple(builder, signature.return_type, columns)
+
+    return types.UniTuple(Lanes, 3)(array, starts), generate
+
+
+@intrinsic
+def store_three(typing, array, starts, x, y, z):
+    """For every lane i: `array[starts[i] :][:3] = x[i], y[i], z[i]`; nothing beyond is written."""
+
+    def generate(context, builder, signature, values):
+        for lane, row in _columns_to_rows(builder, [*values[2:], values[4]]):
+            start = builder.load(_element(context, builder, starts, values[1], _index(lane)))
+            two = builder.shuffle_vector(row, row, ir.Constant(_half_ints, [0, 1]))
+            builder.store(two, _vector_at(context, builder, array, values[0], start, _half), align=4)
+            third = _element(context, builder, array, values[0], builder.add(start, _index(2)))
+            builder.store(builder.extract_element(row, _int32(2)), third)
+        return context.get_dummy_value()
+
+    return types.void(array, starts, Lanes, Lanes, Lanes), generate
 
 
 @intrinsic

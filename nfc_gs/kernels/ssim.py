@@ -8,6 +8,8 @@ eleven, and blurred across the rows from there; so are the gradient's terms: no 
 import numpy as np
 from numba import float32, njit
 
+from nfc_gs.kernels.simd import LANES, load, store
+
 RADIUS = 5
 SIGMA = 1.5
 C1 = 0.01**2
@@ -25,41 +27,30 @@ _W = window().astype(np.float32)
 _C1, _C2 = np.float32(C1), np.float32(C2)
 _RING = 2 * RADIUS + 1
 _PAD = 3 * RADIUS  # three channels are interleaved
+# What is divided or summed is plain loops; LLVM vectorizes those, but none over the eleven rows of a window.
 _SETTINGS = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
 
 
 @njit(**_SETTINGS)
-def _along(line, out, n):
-    """Blurs one padded row of n = 3 width numbers."""
-    for i in range(n):
-        out[i] = (
-            _W[5] * line[i + 15]
-            + _W[4] * (line[i + 12] + line[i + 18])
-            + _W[3] * (line[i + 9] + line[i + 21])
-            + _W[2] * (line[i + 6] + line[i + 24])
-            + _W[1] * (line[i + 3] + line[i + 27])
-            + _W[0] * (line[i] + line[i + 30])
-        )
+def _along(line, out):
+    """Blurs one padded row; `out` is as long as whole lanes need."""
+    for i in range(0, out.size, LANES):
+        total = _W[5] * load(line, i + 15)
+        for k in range(RADIUS):
+            total = total + _W[k] * (load(line, i + 3 * k) + load(line, i + 30 - 3 * k))
+        store(out, i, total)
 
 
 @njit(**_SETTINGS)
-def _centre(a, b, c, out, n):
-    for i in range(n):
-        out[i] = _W[5] * a[i] + _W[4] * (b[i] + c[i])
-
-
-@njit(**_SETTINGS)
-def _flanks(a, b, c, d, w, v, out, n):
-    for i in range(n):
-        out[i] += w * (a[i] + b[i]) + v * (c[i] + d[i])
-
-
-@njit(**_SETTINGS)
-def _across(ring, y, out, n):
-    """Blurs across the eleven rows around row y; in three loops, as LLVM will not vectorize one over twelve arrays."""
-    _centre(ring[y % 11], ring[(y + 10) % 11], ring[(y + 1) % 11], out, n)
-    _flanks(ring[(y + 9) % 11], ring[(y + 2) % 11], ring[(y + 8) % 11], ring[(y + 3) % 11], _W[3], _W[2], out, n)
-    _flanks(ring[(y + 7) % 11], ring[(y + 4) % 11], ring[(y + 6) % 11], ring[(y + 5) % 11], _W[1], _W[0], out, n)
+def _across(ring, y, out):
+    """Blurs across the eleven rows around row y."""
+    width = out.size
+    for i in range(0, width, LANES):
+        total = _W[5] * load(ring, y % _RING * width + i)
+        for k in range(RADIUS):
+            above, below = (y + _RING - RADIUS + k) % _RING, (y + RADIUS - k) % _RING
+            total = total + _W[k] * (load(ring, above * width + i) + load(ring, below * width + i))
+        store(out, i, total)
 
 
 @njit(**_SETTINGS)
@@ -152,18 +143,19 @@ def rows_of_ssim(first, last, x, y, weights, scale, sums, gradient):
     height, n = x.shape
     wanted, weighed = gradient.shape[0] > 0, weights.shape[0] > 0
     reach = RADIUS if wanted else 0  # rows beside our own whose windows see ours
-    moments = np.zeros((4, _RING, n), np.float32)
-    slopes = np.zeros((3, _RING, n), np.float32)
-    lines = np.zeros((4, n + 2 * _PAD), np.float32)
-    slope_lines = np.zeros((3, n + 2 * _PAD), np.float32)
-    blurred = np.empty((4, n), np.float32)
+    room = (n + LANES - 1) // LANES * LANES
+    moments = np.zeros((4, _RING, room), np.float32)
+    slopes = np.zeros((3, _RING, room), np.float32)
+    lines = np.zeros((4, room + 2 * _PAD), np.float32)
+    slope_lines = np.zeros((3, room + 2 * _PAD), np.float32)
+    blurred = np.empty((4, room), np.float32)
     similarity = np.empty(n, np.float32)
     # Three rows are in work: `ahead` is blurred along itself, `here` gets its SSIM, `behind` its gradient.
     for ahead in range(first - reach - RADIUS, last + reach + RADIUS):
         if 0 <= ahead < height:
             _products(x[ahead], y[ahead], lines[0], lines[1], lines[2], lines[3], n)
             for k in range(4):
-                _along(lines[k], moments[k, ahead % _RING], n)
+                _along(lines[k], moments[k, ahead % _RING])
         else:
             moments[:, ahead % _RING] = float32(0)
         here = ahead - RADIUS
@@ -171,7 +163,7 @@ def rows_of_ssim(first, last, x, y, weights, scale, sums, gradient):
             continue
         if 0 <= here < height:
             for k in range(4):
-                _across(moments[k], here, blurred[k], n)
+                _across(moments[k], here, blurred[k])
             if first <= here < last:
                 total = _similarity(blurred[0], blurred[1], blurred[2], blurred[3], similarity, n)
                 if weighed:
@@ -185,11 +177,11 @@ def rows_of_ssim(first, last, x, y, weights, scale, sums, gradient):
                 for k in range(3):
                     if weighed:
                         _weigh(slope_lines[k, _PAD : _PAD + n], weights[here], n)
-                    _along(slope_lines[k], slopes[k, here % _RING], n)
+                    _along(slope_lines[k], slopes[k, here % _RING])
         elif wanted:
             slopes[:, here % _RING] = float32(0)
         behind = here - RADIUS
         if wanted and first <= behind < last:
             for k in range(3):
-                _across(slopes[k], behind, blurred[k], n)
+                _across(slopes[k], behind, blurred[k])
             _collect(x[behind], y[behind], blurred[0], blurred[1], blurred[2], scale, gradient[behind], n)

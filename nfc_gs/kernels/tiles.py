@@ -16,21 +16,20 @@ from numba import float32, njit
 
 from nfc_gs.kernels.simd import (
     LANES,
-    add,
-    at_least,
-    at_most,
     bits,
-    both,
+    ceil,
     fill,
+    floor,
     fma,
     fnma,
+    largest,
     load_columns,
     maximum,
     minimum,
-    multiply,
     prefetch,
+    select,
     sqrt,
-    subtract,
+    store_whole,
 )
 
 TILE = 16
@@ -46,16 +45,19 @@ REACH, HALF_HEIGHT, RIGHTMOST, SLANT, WIDTH = 7, 8, 9, 10, 11
 ROW = 16
 
 # Widens the ellipse by more than float32 can be wrong, and less than matters to speed.
-_SLACK = np.float32(1.0005)
+SLACK = np.float32(1.0005)
 _HAIR = np.float32(1e-3)
-_ROOT_SCALE = np.float32(math.sqrt(0.5 / math.log(2)))
-_DISTANCE_SCALE = np.float32(1 / math.sqrt(0.5 / math.log(2)))
+# The root's scale to base 2, and its inverse, by which distances are measured.
+ROOT_SCALE = np.float32(math.sqrt(0.5 / math.log(2)))
+DISTANCE_SCALE = np.float32(1 / math.sqrt(0.5 / math.log(2)))
+# Pairs of a row, and rows, that are written at once; most splats touch fewer tiles.
+_AT_ONCE, _ROWS_AT_ONCE = 4, 2
 # Rows in the order of depth lie anywhere in memory: they are asked for this many splats before they are needed.
 AHEAD = 12
-_LOG2_E = np.float32(1 / math.log(2))
 _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_TILE, _LAST, _PER_TILE = np.float32(TILE), np.float32(TILE - 1), np.float32(1 / TILE)
 
 # For each byte, the numbers of its set bits, in order: LANES_OF_BYTE[8 * byte : 8 * byte + popcount].
 _LANES_OF_BYTE = np.zeros(256 * 8, np.uint32)
@@ -119,47 +121,34 @@ def nearest_first(keys, radii):
 
 
 @njit(**_SETTINGS)
-def describe(first, last, means2d, covariances, roots, opacities, radii, log_alpha_min, rows):
-    """Writes the rows [N * 16] of the drawn splats among first .. last - 1; see MEAN_X, ... for their columns."""
-    for i in range(first, last):
-        if radii[i, 0] == 0:
-            continue
-        xx, xy, yy = covariances[i, 0], covariances[i, 1], covariances[i, 2]
-        root_p, root_q, root_r = roots[i, 0], roots[i, 1], roots[i, 2]
-        opacity = opacities[i]
-        log_opacity = math.log(opacity) * _LOG2_E
-        reach = (log_opacity - log_alpha_min + float32(1e-4)) * _SLACK
-        distance = math.sqrt(reach) * _DISTANCE_SCALE
-        at = np.int64(i) * ROW
-        rows[at + MEAN_X], rows[at + MEAN_Y] = means2d[i, 0], means2d[i, 1]
-        rows[at + ROOT_P], rows[at + ROOT_Q], rows[at + ROOT_R] = (
-            root_p * _ROOT_SCALE,
-            root_q * _ROOT_SCALE,
-            root_r * _ROOT_SCALE,
-        )
-        rows[at + LOG_OPACITY], rows[at + OPACITY] = log_opacity, opacity
-        rows[at + REACH] = reach
-        rows[at + HALF_HEIGHT] = distance * yy * root_r
-        rows[at + RIGHTMOST] = distance * xy / math.sqrt(xx)
-        rows[at + SLANT] = xy * root_r * root_r
-        rows[at + WIDTH] = _DISTANCE_SCALE / root_p
-
-
-@njit(**_SETTINGS)
-def _columns(rows, at, y0, y1, tiles):
-    """The first and last tile column in which the ellipse has pixel centres with y0 <= y <= y1 (y from its middle)."""
-    half_height, reach = rows[at + HALF_HEIGHT], rows[at + REACH]
-    y0, y1 = max(y0, -half_height), min(y1, half_height)
-    right, left = min(max(rows[at + RIGHTMOST], y0), y1), min(max(-rows[at + RIGHTMOST], y0), y1)
-    right_v, left_v = rows[at + ROOT_R] * right, rows[at + ROOT_R] * left
-    x1 = (
-        rows[at + MEAN_X]
-        + rows[at + SLANT] * right
-        + rows[at + WIDTH] * math.sqrt(max(reach - right_v * right_v, _ZERO))
-    )
-    x0 = rows[at + MEAN_X] + rows[at + SLANT] * left - rows[at + WIDTH] * math.sqrt(max(reach - left_v * left_v, _ZERO))
-    first, last = math.ceil(x0 - _HALF - _HAIR) // TILE, math.floor(x1 - _HALF + _HAIR) // TILE
-    return max(first, 0), min(last, tiles - 1)
+def _find_columns(rows, starts, across, down, tops, bottoms, firsts, lasts):
+    """The tiles that sixteen ellipses touch: rows `tops` to `bottoms`, and in the k-th of these, columns `firsts[16 k]`, ...
+    to `lasts[16 k]`, ...; all are int32. An ellipse that has no pixel centre in a row has its last column before the first.
+    """
+    x, y, _, _ = load_columns(rows, starts, MEAN_X)
+    root_r, _, _, reach = load_columns(rows, starts, ROOT_R)
+    half_height, rightmost, slant, width = load_columns(rows, starts, HALF_HEIGHT)
+    zero, most = fill(_ZERO), fill(float32(across - 1))
+    lowest = zero - half_height
+    top = maximum(floor(floor(y - half_height - _HALF) * _PER_TILE), zero)
+    bottom = minimum(floor(floor(y + half_height - _HALF) * _PER_TILE), fill(float32(down - 1)))
+    store_whole(tops, 0, top)
+    store_whole(bottoms, 0, bottom)
+    for k in range(int(largest(bottom - top)) + _ROWS_AT_ONCE):
+        row = top + float32(k)
+        y0 = row * _TILE + _HALF - y
+        y1 = y0 + _LAST
+        meets = (row <= bottom) & (y1 >= lowest) & (y0 <= half_height)
+        y0, y1 = maximum(y0, lowest), minimum(y1, half_height)
+        right, left = minimum(maximum(rightmost, y0), y1), minimum(maximum(zero - rightmost, y0), y1)
+        right_v, left_v = root_r * right, root_r * left
+        x1 = x + slant * right + width * sqrt(maximum(reach - right_v * right_v, zero))
+        x0 = x + slant * left - width * sqrt(maximum(reach - left_v * left_v, zero))
+        first = maximum(floor(ceil(x0 - _HALF - _HAIR) * _PER_TILE), zero)
+        last = minimum(floor(floor(x1 - _HALF + _HAIR) * _PER_TILE), most)
+        # To the left of the picture or to its right: as empty as any, and not too large for an integer.
+        store_whole(firsts, k * LANES, minimum(first, most + _ONE))
+        store_whole(lasts, k * LANES, select(meets, maximum(last, zero - _ONE), zero - _ONE))
 
 
 @njit(**_SETTINGS)
@@ -170,29 +159,32 @@ def find_tiles(order, first, last, rows, counts, across, down):
     """
     room = (last - first) * 4 + 64
     tiles, splats = np.empty(room, np.int32), np.empty(room, np.int32)
+    starts, tops, bottoms = np.empty(LANES, np.int64), np.empty(LANES, np.int32), np.empty(LANES, np.int32)
+    firsts, lasts = np.empty((down + 1) * LANES, np.int32), np.empty((down + 1) * LANES, np.int32)
     found = 0
-    for rank in range(first, last):
-        prefetch(rows, np.int64(order[min(rank + AHEAD, last - 1)]) * ROW)
-        i = order[rank]
-        at = np.int64(i) * ROW
-        top = math.floor(rows[at + MEAN_Y] - rows[at + HALF_HEIGHT] - _HALF) // TILE
-        bottom = math.floor(rows[at + MEAN_Y] + rows[at + HALF_HEIGHT] - _HALF) // TILE
-        for tile_y in range(max(top, 0), min(bottom, down - 1) + 1):
-            y0 = float32(tile_y * TILE) + _HALF - rows[at + MEAN_Y]
-            y1 = y0 + float32(TILE - 1)
-            if y1 < -rows[at + HALF_HEIGHT] or y0 > rows[at + HALF_HEIGHT]:
-                continue
-            x0, x1 = _columns(rows, at, y0, y1, across)
-            if found + x1 - x0 + 1 > room:
-                room = room * 2 + across
-                more_tiles, more_splats = np.empty(room, np.int32), np.empty(room, np.int32)
-                more_tiles[:found], more_splats[:found] = tiles[:found], splats[:found]
-                tiles, splats = more_tiles, more_splats
-            for tile_x in range(x0, x1 + 1):
-                tile = tile_y * across + tile_x
-                counts[tile] += 1
-                tiles[found], splats[found] = tile, i
-                found += 1
+    for rank in range(first, last, LANES):
+        find_rows(rows, order[:last], rank, starts)
+        _find_columns(rows, starts, across, down, tops, bottoms, firsts, lasts)
+        for lane in range(min(LANES, last - rank)):
+            i = order[rank + lane]
+            # Some rows and columns at once, whether there are so many or not, as a processor guesses wrong how many there
+            # are: rows too many are empty, and pairs too many are written over.
+            for begin in range(0, bottoms[lane] - tops[lane] + 1, _ROWS_AT_ONCE):
+                if found + _ROWS_AT_ONCE * (across + _AT_ONCE) > room:
+                    room = room * 2 + _ROWS_AT_ONCE * (across + _AT_ONCE)
+                    more_tiles, more_splats = np.empty(room, np.int32), np.empty(room, np.int32)
+                    more_tiles[:found], more_splats[:found] = tiles[:found], splats[:found]
+                    tiles, splats = more_tiles, more_splats
+                for row in range(begin, begin + _ROWS_AT_ONCE):
+                    place = row * LANES + lane
+                    tile, count = (tops[lane] + row) * across + firsts[place], lasts[place] - firsts[place] + 1
+                    for k in range(_AT_ONCE):
+                        tiles[found + k], splats[found + k] = tile + k, i
+                    for k in range(_AT_ONCE, count):
+                        tiles[found + k], splats[found + k] = tile + k, i
+                    found += max(count, 0)
+    for k in range(found):
+        counts[tiles[k]] += 1
     return tiles[:found], splats[:found]
 
 
@@ -240,7 +232,7 @@ def touch_blocks(rows, splats, left, top, starts, touches):
     """
     count = splats.size
     zero, half = fill(_ZERO), fill(_HALF)
-    from_left, from_top = add(fill(left), half), add(fill(top), half)
+    from_left, from_top = fill(left) + half, fill(top) + half
     for group in range((count + LANES - 1) // LANES):
         first = group * LANES
         there = np.uint32(2**LANES - 1) >> np.uint32(max(first + LANES - count, 0))
@@ -248,21 +240,19 @@ def touch_blocks(rows, splats, left, top, starts, touches):
         x, y, _, _ = load_columns(rows, starts, MEAN_X)
         root_r, _, _, reach = load_columns(rows, starts, ROOT_R)
         half_height, rightmost, slant, width = load_columns(rows, starts, HALF_HEIGHT)
-        x, y, lowest = subtract(x, from_left), subtract(y, from_top), subtract(zero, half_height)
+        x, y, lowest = x - from_left, y - from_top, zero - half_height
         for strip in range(4):
-            y0, y1 = subtract(fill(float32(4 * strip)), y), subtract(fill(float32(4 * strip + 3)), y)
-            inside = both(at_least(y1, lowest), at_most(y0, half_height))
+            y0, y1 = fill(float32(4 * strip)) - y, fill(float32(4 * strip + 3)) - y
+            inside = (y1 >= lowest) & (y0 <= half_height)
             y0, y1 = maximum(y0, lowest), minimum(y1, half_height)
             right = minimum(maximum(rightmost, y0), y1)
-            left_y = minimum(maximum(subtract(zero, rightmost), y0), y1)
-            right_v, left_v = multiply(root_r, right), multiply(root_r, left_y)
+            left_y = minimum(maximum(zero - rightmost, y0), y1)
+            right_v, left_v = root_r * right, root_r * left_y
             x1 = fma(width, sqrt(maximum(fnma(right_v, right_v, reach), zero)), fma(slant, right, x))
             x0 = fnma(width, sqrt(maximum(fnma(left_v, left_v, reach), zero)), fma(slant, left_y, x))
             for column in range(4):
-                hit = both(
-                    at_least(x1, fill(float32(4 * column) - _HAIR)), at_most(x0, fill(float32(4 * column + 3) + _HAIR))
-                )
-                touches[group * BLOCKS + strip * 4 + column] = bits(both(inside, hit)) & there
+                hit = (x1 >= fill(float32(4 * column) - _HAIR)) & (x0 <= fill(float32(4 * column + 3) + _HAIR))
+                touches[group * BLOCKS + strip * 4 + column] = bits(inside & hit) & there
 
 
 @njit(**_SETTINGS)

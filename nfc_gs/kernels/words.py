@@ -5,20 +5,17 @@ from numba import float32, njit
 
 from nfc_gs.kernels.simd import (
     LANES,
-    above,
-    add,
-    below,
-    divide,
     exp2,
     fill,
+    find_rows_of,
     fma,
+    gather,
     load,
     load_columns,
-    multiply,
+    scatter,
     select,
     store,
     store_columns,
-    subtract,
 )
 
 # Bits that are loaded and stored at once, for 16 words.
@@ -33,17 +30,10 @@ _SETTINGS = {"nogil": True, "fastmath": {"nsz", "contract", "reassoc", "arcp"}, 
 @njit(**_SETTINGS)
 def _sigmoid(logits):
     """Sixteen sigmoids."""
-    exponent = multiply(logits, fill(_MINUS_LOG2E))
-    exponent = select(above(exponent, fill(_FARTHEST)), fill(_FARTHEST), exponent)
-    exponent = select(below(exponent, fill(-_FARTHEST)), fill(-_FARTHEST), exponent)
-    return divide(fill(float32(1)), add(fill(float32(1)), exp2(exponent)))
-
-
-@njit(**_SETTINGS)
-def _find_words(word, last, width, starts):
-    """Where 16 words begin from `word` on; beyond `last` the last one stands again, and is written again, the same."""
-    for lane in range(LANES):
-        starts[lane] = min(word + lane, last - 1) * width
+    exponent = logits * fill(_MINUS_LOG2E)
+    exponent = select(exponent > fill(_FARTHEST), fill(_FARTHEST), exponent)
+    exponent = select(exponent < fill(-_FARTHEST), fill(-_FARTHEST), exponent)
+    return fill(float32(1)) / (fill(float32(1)) + exp2(exponent))
 
 
 @njit(**_SETTINGS)
@@ -84,7 +74,7 @@ def _expect_groups(first, last, logits, weights, probabilities, values):
     width = weights.size
     starts, some = np.empty(LANES, np.int64), np.empty(LANES, np.float32)
     for word in range(first, last, LANES):
-        _find_words(word, last, width, starts)
+        find_rows_of(width, word, last, starts)
         total = fill(float32(0))
         for bit in range(0, width, GROUP):
             a, b, c, d = load_columns(logits, starts, bit)
@@ -116,7 +106,7 @@ def slopes(first, last, by_values, weights, probabilities, by_logits):
 @njit(**_SETTINGS)
 def _slope(pull, weight, chance):
     """Sixteen slopes of one bit."""
-    return multiply(multiply(pull, fill(weight)), multiply(chance, subtract(fill(float32(1)), chance)))
+    return pull * fill(weight) * (chance * (fill(float32(1)) - chance))
 
 
 @njit(**_SETTINGS)
@@ -125,7 +115,7 @@ def _slope_groups(first, last, by_values, weights, probabilities, by_logits):
     width = weights.size
     starts, some = np.empty(LANES, np.int64), np.zeros(LANES, np.float32)
     for word in range(first, last, LANES):
-        _find_words(word, last, width, starts)
+        find_rows_of(width, word, last, starts)
         if word + LANES <= last:
             pull = load(by_values, word)
         else:
@@ -137,3 +127,25 @@ def _slope_groups(first, last, by_values, weights, probabilities, by_logits):
             a, b = _slope(pull, weights[bit], a), _slope(pull, weights[bit + 1], b)
             c, d = _slope(pull, weights[bit + 2], c), _slope(pull, weights[bit + 3], d)
             store_columns(by_logits, starts, bit, a, b, c, d)
+
+
+@njit(**_SETTINGS)
+def one_bit(first, last, logits, width, bit, chances):
+    """Writes the sigmoids [N] of one bit of words first .. last; `logits` are [N K], flat, with K the width."""
+    starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    for word in range(first, last, LANES):
+        find_rows_of(width, word, last, starts)
+        find_rows_of(1, word, last, places)
+        scatter(chances, places, 0, _sigmoid(gather(logits, starts, bit)))
+
+
+@njit(**_SETTINGS)
+def one_bit_slopes(first, last, by_chances, width, bit, chances, by_logits):
+    """Writes the gradient of the logits of words first .. last from that of `one_bit`; zeros for all other bits."""
+    starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    for word in range(first, last, LANES):
+        by_logits[word * width : min(word + LANES, last) * width] = float32(0)
+        find_rows_of(width, word, last, starts)
+        find_rows_of(1, word, last, places)
+        pull, chance = gather(by_chances, places, 0), gather(chances, places, 0)
+        scatter(by_logits, starts, bit, _slope(pull, float32(1), chance))

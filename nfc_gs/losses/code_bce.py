@@ -65,11 +65,9 @@ class CodeBCE(PlaneLoss):
             )
         if self._from_colours(appearance.code):
             return self._words(appearance.base, appearance).flatten(1)
-        logits = appearance.colour_logits
         if self.turns:
-            # A copy of its own: every third number would be read again and again otherwise.
-            logits = logits[..., self._bit(appearance)].contiguous()
-        return appearance.code.probabilities(logits).flatten(1)
+            return appearance.code.probability(appearance.colour_logits, self._bit(appearance))
+        return appearance.code.probabilities(appearance.colour_logits).flatten(1)
 
     def background(self, colour: Float[Tensor, "3"], appearance: Appearance) -> Float[Tensor, " P"]:
         """The code of the background."""

@@ -20,7 +20,8 @@ from nfc_gs.core.gaussians import Splats
 from nfc_gs.core.harmonics import evaluate
 from nfc_gs.core.rendering import ALPHA_MAX, ALPHA_MIN, SCREEN_BLUR, TRANSMITTANCE_MIN, Rendering
 from nfc_gs.kernels import compositing, projection, tiles
-from nfc_gs.kernels.gradients import add_records, spread_gradients
+from nfc_gs.kernels.gradients import add_records, copy_absolute, copy_columns
+from nfc_gs.kernels.rows import split
 from nfc_gs.kernels.threads import new_queues, part, share, thread_count
 from nfc_gs.rasterizers.base import Rasterizer
 
@@ -35,7 +36,7 @@ def _pinhole(camera: Camera) -> projection.Pinhole:
         *(fx, fy, cx, cy, camera.width, camera.height, camera.near),
         *(-cx / fx - margin_x, (camera.width - cx) / fx + margin_x),
         *(-cy / fy - margin_y, (camera.height - cy) / fy + margin_y),
-        *(SCREEN_BLUR, ALPHA_MIN),
+        *(SCREEN_BLUR, ALPHA_MIN, math.log2(ALPHA_MIN)),
     )
     return projection.Pinhole(
         tuple(matrix[:3, :3].reshape(-1)), tuple(matrix[:3, 3]), *(np.float32(number) for number in numbers)
@@ -59,17 +60,11 @@ class _Projection(NamedTuple):
 def _project(shapes: tuple[np.ndarray, ...], opacities: np.ndarray, pinhole: projection.Pinhole) -> _Projection:
     """The projection of `shapes`: means, quats and scales."""
     count, threads = len(opacities), thread_count()
-    means2d, covariances, roots = (np.empty((count, size), np.float32) for size in (2, 3, 3))
-    depths, radii = np.empty(count, np.float32), np.empty((count, 2), np.int32)
-    rows = np.empty(count * tiles.ROW, np.float32)
-
-    def project(number: int) -> None:
-        mine = part(count, number, threads)
-        projection.project(*mine, *shapes, opacities, pinhole, means2d, covariances, roots, depths, radii)
-        tiles.describe(*mine, means2d, covariances, roots, opacities, radii, _LIMITS.log_alpha_min, rows)
-
-    share(project, threads)
-    return _Projection(means2d, depths, radii, rows)
+    means2d, depths = np.empty((count, 2), np.float32), np.empty(count, np.float32)
+    radii, rows = np.empty((count, 2), np.int32), np.empty(count * tiles.ROW, np.float32)
+    found = _Projection(means2d, depths, radii, rows)
+    split(projection.project, count, threads, *shapes, opacities, pinhole, *found)
+    return found
 
 
 def _lists(projected: _Projection, width: int, height: int) -> compositing.Lists:
@@ -129,14 +124,21 @@ _BAND = 2**18
 
 
 class _Sums(NamedTuple):
-    """What a backward pass adds up, a row a splat; the last two are empty where they were not asked for."""
+    """What a backward pass adds up, a row a splat; the last two have no columns where they were not asked for."""
 
-    means2d: np.ndarray
-    covariances: np.ndarray
-    opacities: np.ndarray
     values: np.ndarray
     absolute: np.ndarray
     weights: np.ndarray
+
+
+class _Outgoing(NamedTuple):
+    """The gradients of what was projected."""
+
+    means2d: np.ndarray
+    opacities: np.ndarray
+    means: np.ndarray
+    quats: np.ndarray
+    scales: np.ndarray
 
 
 @dataclass
@@ -178,23 +180,25 @@ class _Drawing:
         self, values: np.ndarray, background: np.ndarray, grad_channels: np.ndarray, grad_alpha: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         """Gradients of means, quats, scales, opacities and values; that of `means2d` is added to it."""
-        outgoing = tuple(np.empty_like(shape) for shape in self.shapes)
+        count = len(self.radii)
+        flat = np.empty((count, 2), np.float32), np.empty(count, np.float32)
+        outgoing = _Outgoing(*flat, *(np.empty_like(shape) for shape in self.shapes))
         sums = self._sums(
             values, background, grad_channels, grad_alpha, absgrad=self.absgrad, weigh=self.weigh, outgoing=outgoing
         )
-        pull = torch.from_numpy(sums.means2d)
+        pull = torch.from_numpy(outgoing.means2d)
         self.means2d.grad = pull if self.means2d.grad is None else self.means2d.grad + pull
         if self.absgrad or self.weigh:
             self.sums = sums
-        return *outgoing, sums.opacities, sums.values
+        return outgoing.means, outgoing.quats, outgoing.scales, outgoing.opacities, sums.values
 
     def gather(self, picture: Float[Tensor, "H W P"]) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:
         """See `Rendering`: the gradient of a picture by its splats' values is their weights."""
         incoming = _array(picture)
         nothing = np.zeros((len(self.radii), incoming.shape[2]), np.float32)
         black, clear = np.zeros(incoming.shape[2], np.float32), np.zeros(incoming.shape[:2], np.float32)
-        sums = self._sums(nothing, black, incoming, clear, absgrad=False, weigh=True, outgoing=())
-        return torch.from_numpy(sums.values), torch.from_numpy(sums.weights)
+        sums = self._sums(nothing, black, incoming, clear, absgrad=False, weigh=True, outgoing=None)
+        return torch.from_numpy(sums.values), torch.from_numpy(sums.weights[:, 0])
 
     def absolute(self) -> Float[Tensor, "N 2"]:
         """See `Rendering.absgrad`."""
@@ -206,7 +210,7 @@ class _Drawing:
         """See `Rendering.weights`."""
         if self.sums is None:
             raise RuntimeError("weights are known only after the backward pass")
-        return torch.from_numpy(self.sums.weights)
+        return torch.from_numpy(self.sums.weights[:, 0])
 
     def _sums(
         self,
@@ -217,16 +221,15 @@ class _Drawing:
         *,
         absgrad: bool,
         weigh: bool,
-        outgoing: tuple[np.ndarray, ...],
+        outgoing: _Outgoing | None,
     ) -> _Sums:
-        """What a backward pass adds up; `outgoing` takes the gradients of `shapes`, if there is any."""
+        """What a backward pass adds up; `outgoing`, if there is any, takes the gradients of what was projected."""
         count, channels = values.shape
         columns = compositing.LOCAL + compositing.padded(channels, weigh)
-        shapes = ((count, 2), (count, 3), (count,), (count, channels), (count * absgrad, 2), (count * weigh,))
-        sums = _Sums(*(np.empty(shape, np.float32) for shape in shapes))
+        sums = _Sums(*(np.empty((count, width), np.float32) for width in (channels, 2 * absgrad, int(weigh))))
         with _scratch.borrow(count + 1, columns) as gradients:
             composite = partial(self._composite_backward, values, background, grad_channels, grad_alpha, absgrad, weigh)
-            finish = partial(self._project_backward, gradients, absgrad, weigh, sums, outgoing)
+            finish = partial(self._project_backward, gradients, sums, outgoing)
             if thread_count() == 1:
                 composite(0, len(self.lists.starts) - 1, gradients, by_splat=True)
                 finish(0, count)
@@ -277,17 +280,18 @@ class _Drawing:
             threads,
         )  # fmt: skip
 
-    def _project_backward(self, gradients, absgrad, weigh, sums, outgoing, first, last):
+    def _project_backward(self, gradients, sums, outgoing, first, last):
         """Splats first .. last - 1: from what the tiles gave to the inputs' gradients."""
-        spread_gradients(first, last, self.lists, self.radii, gradients, absgrad, weigh, *sums)
-        if not outgoing:
-            return
-        by_depths = np.zeros(len(self.radii), np.float32)
-        if self.depth:
-            by_depths[first:last] = sums.values[first:last, -1]
-        projection.project_backward(
-            first, last, *self.shapes, self.pinhole, self.radii, sums.means2d, sums.covariances, by_depths, *outgoing
-        )
+        channels = sums.values.shape[1]
+        copy_columns(first, last, gradients, compositing.LOCAL, sums.values)
+        copy_columns(first, last, gradients, compositing.LOCAL + channels, sums.weights)
+        if sums.absolute.shape[1]:
+            copy_absolute(first, last, gradients, sums.absolute)
+        if outgoing is not None:
+            depth = compositing.LOCAL + channels - 1 if self.depth else -1
+            projection.project_backward(
+                first, last, *self.shapes, self.pinhole, self.radii, self.lists.rows, gradients, depth, *outgoing
+            )
 
 
 class _Draw(torch.autograd.Function):

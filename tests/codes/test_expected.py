@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nfc_gs.codes.base import expected
+from nfc_gs.codes.base import chance, expected
 from nfc_gs.kernels.threads import set_thread_count, thread_count
 
 # Float32 sums of at most 16 sigmoids, each good to some roundings of 6e-8.
@@ -63,3 +63,20 @@ def test_any_number_of_threads_gives_the_same_bits(width):
         results.append((value, one.grad))
     set_thread_count(before)
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("width", "bit"), [(1, 0), (3, 2), (4, 0), (8, 5)])
+@pytest.mark.parametrize("shape", [(0, 3), (), (5,), (60_001, 3)])
+def test_one_bit_and_its_gradient_are_those_of_float64(shape, width, bit, threads):
+    generator = torch.Generator().manual_seed(width)
+    logits, pull = 6 * torch.randn(*shape, width, generator=generator), torch.randn(shape, generator=generator)
+    one, other = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    before = thread_count()
+    set_thread_count(threads)
+    found, wanted = chance(one, bit), other[..., bit].sigmoid()
+    found.backward(pull)
+    set_thread_count(before)
+    wanted.backward(pull.double())
+    torch.testing.assert_close(found.double(), wanted, **CLOSE)
+    torch.testing.assert_close(one.grad.double(), other.grad, **CLOSE)
