@@ -21,6 +21,7 @@ from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss
 from nfc_gs.rasterizers.base import Rasterizer
 
 NO_PLANES: Mapping[str, PlaneLoss] = {}
+NO_MEMORY: Mapping[str, dict[str, Tensor]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +106,13 @@ class SplatModel:
         absgrad: bool = False,
         weights: bool = False,
         step: int = 0,
+        view: int = 0,
+        memory: Mapping[str, dict[str, Tensor]] = NO_MEMORY,
     ) -> Picture:
         """What `camera` sees, over `background` [3] (default: the model's own).
 
         `planes` are losses that want more than colour composited; each one's channels ride along in the same pass. `step`
-        is the training step, if this is one.
+        is the training step, if this is one, `view` its view's number, and `memory` what losses remember.
         """
         device = self.gaussians.means.device
         camera = camera.to(device)
@@ -118,7 +121,13 @@ class SplatModel:
         moved, base = self.at(camera.time)
         colours = self.rasterizer.shade(base, moved.harmonics, moved.means, camera.position, self.degree)
         appearance = Appearance(
-            colours=colours, base=base, colour_logits=moved.colour_logits, code=self.code, step=step
+            colours=colours,
+            base=base,
+            colour_logits=moved.colour_logits,
+            code=self.code,
+            step=step,
+            view=view,
+            memory=memory,
         )
         extra = {name: loss.planes(appearance) for name, loss in planes.items()}
         behind = [loss.background(background, appearance) for loss in planes.values()]

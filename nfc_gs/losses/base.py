@@ -1,8 +1,8 @@
 """What every loss is, and what it looks at."""
 
 import abc
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ class Appearance:
     """The Gaussians' values as one camera sees them, before they are composited: what extra planes are made from.
 
     `colours` decoded and shaded, not clamped above; `base` the view-independent part alone; `colour_logits` [N 3 K] and
-    `code` as in the model; `step` the training step the picture is drawn for, from 1, by which losses may take turns.
+    `code` as in the model; `step` the training step the picture is drawn for, from 1, by which losses may take turns; `view`
+    the number of the training view, and `memory` what a `MemoryLoss` knows of the Gaussians, by kind.
     """
 
     colours: Float[Tensor, "N 3"]
@@ -28,6 +29,8 @@ class Appearance:
     colour_logits: Float[Tensor, "N 3 K"]
     code: TargetCode
     step: int
+    view: int = 0
+    memory: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

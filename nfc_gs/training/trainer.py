@@ -170,6 +170,8 @@ class Trainer:
                 absgrad=experiment.strategy.absgrad,
                 weights=experiment.strategy.weights,
                 step=step,
+                view=self.view_number(number),
+                memory=self.memory,
             )
         self.changing = True
         with self._phase("losses"):
