@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nfc_gs.codes.base import TargetCode
+from nfc_gs.codes.identity import Identity
+from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.kernels import entropy, pictures, rows
 from nfc_gs.kernels.threads import thread_count, threads_for
 
@@ -140,6 +142,18 @@ class MemoryLoss(LossTerm):
     @abc.abstractmethod
     def init(self, num_gaussians: int, code: TargetCode) -> dict[str, Tensor]:
         """The memory at the start, tensors [N ...]."""
+
+
+def label_code(own: TargetCode | None, model: TargetCode) -> TargetCode:
+    """The code of a loss's labels: its own, or else the model's, or a thermometer of 4 thresholds where the model has none."""
+    if own is not None:
+        return own
+    return Thermometer(bits=4) if isinstance(model, Identity) else model
+
+
+def bit_in_turn(code: TargetCode, step: int, every: int) -> int:
+    """Which of a word's bits has its turn at a step; of every so many steps alone, so that all bits have theirs."""
+    return step // every % code.width
 
 
 def masked_mean(values: Float[Tensor, "H W *rest"], mask: Bool[Tensor, "H W"] | None) -> Float[Tensor, ""]:

@@ -10,7 +10,7 @@ from nfc_gs.codes.identity import Identity
 from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.config import ConfigError, PositiveFloat, PositiveInt, kind_in, spec
 from nfc_gs.core.clipping import beyond, clipped, noise_of
-from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, mean_cross_entropy
+from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, bit_in_turn, label_code, mean_cross_entropy
 
 
 @spec
@@ -58,7 +58,7 @@ class CodeBCE(PlaneLoss):
         Raises:
             ConfigError: `censored` with a code that has no level that goes on beyond the ends.
         """
-        if self.censored and not _ordinal(self._labels(appearance.code)):
+        if self.censored and not _ordinal(label_code(self.code, appearance.code)):
             raise ConfigError(
                 "losses.code_bce: censored=true needs a code of soft levels, and this model's has none; set "
                 "losses.code_bce.code.kind=thermometer"
@@ -85,7 +85,7 @@ class CodeBCE(PlaneLoss):
         """The labels [H W 3 K], or [H W 3] of the bit whose turn it is, given the rendered levels, with those of the end
         levels where the photograph is clipped replaced by what they may have been.
         """
-        width = self._labels(comparison.appearance.code).width
+        width = label_code(self.code, comparison.appearance.code).width
         bit = self._bit(comparison.appearance)
         if self.turns and 0 < bit < width - 1:
             return labels
@@ -106,17 +106,11 @@ class CodeBCE(PlaneLoss):
 
     def _words(self, values: Float[Tensor, "*shape"], appearance: Appearance) -> Tensor:
         """Labels [*shape K], or [*shape] of the bit whose turn it is."""
-        code = self._labels(appearance.code)
+        code = label_code(self.code, appearance.code)
         return code.encode_bit(values, self._bit(appearance)) if self.turns else code.encode(values)
 
     def _bit(self, appearance: Appearance) -> int:
-        # Of the steps that it acts at, so that all bits have their turn whatever `every` is.
-        return appearance.step // self.every % self._labels(appearance.code).width
-
-    def _labels(self, code: TargetCode) -> TargetCode:
-        if self.code is not None:
-            return self.code
-        return Thermometer(bits=4) if isinstance(code, Identity) else code
+        return bit_in_turn(label_code(self.code, appearance.code), appearance.step, self.every)
 
 
 def _ordinal(code: TargetCode) -> bool:

@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nfc_gs.codes.base import TargetCode
-from nfc_gs.codes.identity import Identity
-from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.config import PositiveFloat, PositiveInt, kind_in, spec
 from nfc_gs.losses.base import (
     Appearance,
     Comparison,
     MemoryLoss,
     PlaneLoss,
+    bit_in_turn,
+    label_code,
     masked_mean,
     mean_cross_entropy,
 )
@@ -52,7 +52,7 @@ class OtherViews(PlaneLoss, MemoryLoss):
 
     def init(self, num_gaussians: int, code: TargetCode) -> dict[str, Tensor]:
         """Of each bit and place the sums of labels [N K V 3] and of compositing weights [N K V], zero."""
-        width = self._labels(code).width
+        width = label_code(self.code, code).width
         return {
             "sums": torch.zeros(num_gaussians, width, self.views, 3),
             "weights": torch.zeros(num_gaussians, width, self.views),
@@ -72,13 +72,13 @@ class OtherViews(PlaneLoss, MemoryLoss):
 
     def background(self, colour: Float[Tensor, "3"], appearance: Appearance) -> Float[Tensor, "3"]:
         """The background's bit."""
-        return self._labels(appearance.code).encode_bit(colour, self._bit(appearance))
+        return label_code(self.code, appearance.code).encode_bit(colour, self._bit(appearance))
 
     def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
         """The loss, unweighted; it also updates the memory."""
         appearance, planes = comparison.appearance, comparison.planes["other_views"]
         bit, own = self._bit(appearance), appearance.view % self.views
-        labels = self._labels(appearance.code).encode_bit(comparison.target_rgb, bit)
+        labels = label_code(self.code, appearance.code).encode_bit(comparison.target_rgb, bit)
         memory = comparison.memory["other_views"]
         known = bool(memory["weights"][:, bit].any())
         memory["sums"][:, bit, own], memory["weights"][:, bit, own] = self._gather(labels, comparison)
@@ -99,13 +99,7 @@ class OtherViews(PlaneLoss, MemoryLoss):
         return sums[:, :-1], sums[:, -1]
 
     def _bit(self, appearance: Appearance) -> int:
-        # Of the steps that it acts at, so that all bits have their turn whatever `every` is.
-        return appearance.step // self.every % self._labels(appearance.code).width
-
-    def _labels(self, code: TargetCode) -> TargetCode:
-        if self.code is not None:
-            return self.code
-        return Thermometer(bits=4) if isinstance(code, Identity) else code
+        return bit_in_turn(label_code(self.code, appearance.code), appearance.step, self.every)
 
 
 Spec = OtherViews

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.codes.identity import Identity
-from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.config import PositiveInt, kind_in, spec
-from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, masked_mean
+from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, bit_in_turn, label_code, masked_mean
 
 
 @spec
@@ -68,16 +67,11 @@ class RayCode(PlaneLoss):
         return torch.cat([-squeezed.log(), -torch.log1p(-squeezed)], 1)
 
     def _words(self, values: Float[Tensor, "*shape"], appearance: Appearance) -> Tensor:
-        code = self._labels(appearance.code)
+        code = label_code(self.code, appearance.code)
         return code.encode_bit(values, self._bit(appearance)) if self.turns else code.encode(values)
 
     def _bit(self, appearance: Appearance) -> int:
-        return appearance.step // self.every % self._labels(appearance.code).width
-
-    def _labels(self, code: TargetCode) -> TargetCode:
-        if self.code is not None:
-            return self.code
-        return Thermometer(bits=4) if isinstance(code, Identity) else code
+        return bit_in_turn(label_code(self.code, appearance.code), appearance.step, self.every)
 
 
 Spec = RayCode
