@@ -35,3 +35,8 @@ def interpolation() -> ModuleType:
 @pytest.fixture(scope="session")
 def time_to_quality() -> ModuleType:
     return _load("time_to_quality")
+
+
+@pytest.fixture(scope="session")
+def step_race() -> ModuleType:
+    return _load("step_race")
