@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -175,6 +175,11 @@ class Auto(Rasterizer):
         """Where the chosen one's tensors live."""
         return choose().rasterizer.device
 
+    @property
+    def several(self) -> bool:
+        """Whether the chosen one draws several cameras in one pass."""
+        return choose().rasterizer.several
+
     def shade(
         self,
         base: Float[Tensor, "N 3"],
@@ -198,6 +203,19 @@ class Auto(Rasterizer):
     ) -> Rendering:
         """See `Rasterizer`."""
         return choose().rasterizer(splats, camera, background, depth=depth, absgrad=absgrad, weights=weights)
+
+    def draw(
+        self,
+        splats: Sequence[Splats],
+        cameras: Sequence[Camera],
+        backgrounds: Sequence[Float[Tensor, " C"]],
+        *,
+        depth: bool = False,
+        absgrad: bool = False,
+        weights: bool = False,
+    ) -> list[Rendering]:
+        """See `Rasterizer`."""
+        return choose().rasterizer.draw(splats, cameras, backgrounds, depth=depth, absgrad=absgrad, weights=weights)
 
 
 Spec = Auto
