@@ -126,8 +126,8 @@ def _driver() -> str | None:
 
 def build() -> dict[str, Any]:
     """Compiles gsplat's kernels, or goes on where the last call was broken off, and draws one splat."""
-    from nfc_gs.rasterizers.auto import choose, find_compiler
-    from nfc_gs.rasterizers.gsplat import Gsplat, compile_jobs, compile_kernels
+    from nfc_gs.rasterizers.auto import choose
+    from nfc_gs.rasterizers.gsplat import Gsplat, compile_jobs, compile_kernels, find_compiler
 
     began = time.perf_counter()
     file = compile_kernels()

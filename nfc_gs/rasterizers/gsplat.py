@@ -4,14 +4,19 @@ Written against the documented interface of gsplat 1.5.3 and its sources. Its te
 device; `benchmarks/gpu_h200.md` says where they passed.
 """
 
+import fcntl
 import functools
 import os
+import re
 import shutil
+import subprocess
+import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -38,6 +43,49 @@ class NoGpuError(UserError):
     """gsplat cannot draw on this machine."""
 
 
+class Compiler(NamedTuple):
+    """The CUDA compiler: its version, as 13.0, and where it is."""
+
+    version: str
+    path: Path
+
+
+def find_compiler() -> Compiler | None:
+    """The compiler that torch takes: in CUDA_HOME, on the path, or in its usual folder."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    on_path = shutil.which("nvcc")
+    path = Path(home) / "bin/nvcc" if home else Path(on_path) if on_path else Path("/usr/local/cuda/bin/nvcc")
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"release (\d+\.\d+)", said)
+    return Compiler(found[1], path) if found else None
+
+
+def fits(compiler: Compiler) -> bool:
+    """Whether it is of torch's major version of CUDA; another minor one does."""
+    built = torch.version.cuda
+    return built is None or compiler.version.split(".")[0] == built.split(".")[0]
+
+
+def missing_device() -> str | None:
+    """That torch sees no CUDA device, and what it says of it (a driver that is too old, say), in a line; None if it sees one."""
+    with warnings.catch_warnings():
+        # What torch warns of here, with its source lines, is what is told.
+        warnings.simplefilter("ignore")
+        if torch.cuda.is_available():
+            return None
+    try:
+        torch.cuda.init()
+    # An AssertionError is that of torch's builds for the CPU.
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        if torch.version.cuda is not None and reason:
+            return f"torch sees no CUDA device ({reason})"
+    return "torch sees no CUDA device"
+
+
 def compile_jobs() -> int:
     """How many of gsplat's files are compiled at a time: MAX_JOBS, or else what cores and free memory allow.
 
@@ -59,7 +107,7 @@ def compile_kernels() -> Path:
         NoGpuError: in one line, when there is no compiler, or it fails; VERBOSE=1 has all that it says printed.
     """
     try:
-        with _many_jobs(compile_jobs()), _leftovers_kept():
+        with _one_at_a_time(), _many_jobs(compile_jobs()), _leftovers_kept():
             from gsplat.cuda import _backend
     # Whatever goes wrong while foreign code is compiled: torch raises a RuntimeError that quotes the compiler.
     except Exception as error:
@@ -69,12 +117,26 @@ def compile_kernels() -> Path:
         )
         said = [line.strip() for line in str(hidden).splitlines() if line.strip()] or [type(hidden).__name__]
         line = next((line for line in said if "error" in line.lower() and "building extension" not in line), said[0])
+        compiler, damaged = find_compiler(), re.search(rf"(\S+)/{KERNELS}\.so: ", line)
+        if compiler is not None and not fits(compiler):
+            line = f"nvcc is {compiler.version} but torch was built for CUDA {torch.version.cuda}: make the two equal ({line})"
+        elif damaged is not None:
+            line += f"; delete {damaged[1]} and start again"
         raise NoGpuError(f"rasterizer gsplat: its kernels cannot be compiled: {line}") from error
     if _backend._C is None:
         raise NoGpuError(
             f"rasterizer gsplat: found no CUDA compiler; install nvcc {torch.version.cuda}, or name its folder in CUDA_HOME"
         )
     return Path(_backend._C.__file__)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Processes of one machine compile in turn: gsplat takes another's lock away, and both would write the same files."""
+    with (Path(tempfile.gettempdir()) / f"nfc-gs-{KERNELS}-{os.getuid()}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Given back when the file is closed, and by the system if the process dies.
+        yield
 
 
 @contextmanager
@@ -110,8 +172,9 @@ def _leftovers_kept() -> Iterator[None]:
 @functools.cache
 def _gsplat() -> Any:
     """gsplat's package, once it is known that there is a device for it, and kernels."""
-    if not torch.cuda.is_available():
-        raise NoGpuError("rasterizer gsplat: torch sees no CUDA device; use rasterizer.kind=cpu")
+    absent = missing_device()
+    if absent is not None:
+        raise NoGpuError(f"rasterizer gsplat: {absent}; use rasterizer.kind=cpu")
     try:
         import gsplat
     except ImportError as error:
