@@ -211,15 +211,18 @@ class Trainer:
 
         A loss that remembers views learns from one after the other.
         """
+        first = self.done * self.experiment.batch
+        views = {place: self.view_number(first + place) for place in places}
+        # All are asked for at once: a photograph that cannot be read is then told before anything has changed.
+        shapes = {place: self.photographs.get(view).rgb.shape for place, view in views.items()}
         remembers = any(isinstance(loss, MemoryLoss) for loss in losses.values())
         if not self.model.rasterizer.several or remembers:
             return [[place] for place in places]
         groups: dict[tuple[float, ...], list[int]] = {}
-        for place in places:
-            look = self.done * self.experiment.batch + place
-            view = self.view_number(look)
-            camera, shape = self.scene.train[view].camera, self.photographs.get(view).rgb.shape
-            groups.setdefault((self.jittered(camera.time, look), camera.near, *shape), []).append(place)
+        for place, view in views.items():
+            camera = self.scene.train[view].camera
+            alike = (self.jittered(camera.time, first + place), camera.near, *shapes[place])
+            groups.setdefault(alike, []).append(place)
         return list(groups.values())
 
     def _look_at_batch(self, losses: Mapping[str, LossTerm]) -> tuple[Look, dict[str, Tensor], Tensor]:
@@ -246,9 +249,6 @@ class Trainer:
 
         places = ranks.places(experiment.batch)
         with self._phase("data"):
-            for place in places:
-                # A photograph that cannot be read is then told before anything has changed.
-                self.photographs.get(self.view_number(first + place))
             groups = self._together(places, losses)
         mean = paired(groups, gradients)
         with self._phase("exchange"):
