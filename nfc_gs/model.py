@@ -1,7 +1,7 @@
 """The model: Gaussians, their codes, where they move, and the one way they are rendered."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, UInt8
@@ -114,49 +114,97 @@ class SplatModel:
         `planes` are losses that want more than colour composited; each one's channels ride along in the same pass. `step`
         is the training step, if this is one, `view` its view's number, and `memory` what losses remember.
         """
-        device = self.gaussians.means.device
-        camera = camera.to(device)
         if background is None:
-            background = torch.tensor(self.background, device=device)
-        moved, base = self.at(camera.time)
-        colours = self.rasterizer.shade(base, moved.harmonics, moved.means, camera.position, self.degree)
-        appearance = Appearance(
-            colours=colours,
-            base=base,
-            colour_logits=moved.colour_logits,
-            code=self.code,
+            background = torch.tensor(self.background, device=self.gaussians.means.device)
+        (picture,) = self.render_views(
+            [camera],
+            backgrounds=[background],
+            planes=planes,
+            depth=depth,
+            absgrad=absgrad,
+            weights=weights,
             step=step,
-            view=view,
+            views=[view],
             memory=memory,
         )
-        extra = {name: loss.planes(appearance) for name, loss in planes.items()}
-        behind = [loss.background(background, appearance) for loss in planes.values()]
-        splats = Splats(
+        return picture
+
+    def render_views(
+        self,
+        cameras: Sequence[Camera],
+        *,
+        backgrounds: Sequence[Tensor],
+        views: Sequence[int],
+        planes: Mapping[str, PlaneLoss] = NO_PLANES,
+        depth: bool = False,
+        absgrad: bool = False,
+        weights: bool = False,
+        step: int = 0,
+        memory: Mapping[str, dict[str, Tensor]] = NO_MEMORY,
+    ) -> list[Picture]:
+        """What cameras of one time see, as `render` for each; in one pass where the rasterizer draws several at a time."""
+        cameras = [camera.to(self.gaussians.means.device) for camera in cameras]
+        assert len({camera.time for camera in cameras}) == 1, "cameras of different times see different Gaussians"
+        moved, base = self.at(cameras[0].time)
+        appearances = [
+            Appearance(
+                colours=self.rasterizer.shade(base, moved.harmonics, moved.means, camera.position, self.degree),
+                base=base,
+                colour_logits=moved.colour_logits,
+                code=self.code,
+                step=step,
+                view=view,
+                memory=memory,
+            )
+            for camera, view in zip(cameras, views, strict=True)
+        ]
+        extras = [{name: loss.planes(appearance) for name, loss in planes.items()} for appearance in appearances]
+        first = Splats(
             means=moved.means,
             scales=moved.log_scales.exp(),
             quats=moved.quats,
             opacities=self.opacities_of(moved),
-            values=channels.join([colours, *extra.values()]) if extra else colours,
+            values=_beside(appearances[0].colours, extras[0]),
         )
-        rendering = self.rasterizer(
+        rest = [
+            replace(first, values=_beside(appearance.colours, extra))
+            for appearance, extra in zip(appearances[1:], extras[1:], strict=True)
+        ]
+        splats = [first, *rest]
+        renderings = self.rasterizer.draw(
             splats,
-            camera,
-            torch.cat([background, *behind]) if behind else background,
+            cameras,
+            [
+                torch.cat([background, *(loss.background(background, appearance) for loss in planes.values())])
+                if planes
+                else background
+                for background, appearance in zip(backgrounds, appearances, strict=True)
+            ],
             depth=depth,
             absgrad=absgrad,
             weights=weights,
         )
-        widths = [3, *(plane.shape[1] for plane in extra.values())]
-        # Cutting costs a copy both ways, so it is done only where there is something to cut off.
-        parts = channels.cut(rendering.channels, widths) if extra else (rendering.channels,)
-        return Picture(
-            rgb=parts[0],
-            planes=dict(zip(extra, parts[1:], strict=True)),
-            rendering=rendering,
-            appearance=appearance,
-            splats=splats,
-            background=background,
-        )
+        widths = [3, *(plane.shape[1] for plane in extras[0].values())]
+        pictures = []
+        for place, rendering in enumerate(renderings):
+            # Cutting costs a copy both ways, so it is done only where there is something to cut off.
+            parts = channels.cut(rendering.channels, widths) if planes else (rendering.channels,)
+            pictures.append(
+                Picture(
+                    rgb=parts[0],
+                    planes=dict(zip(planes, parts[1:], strict=True)),
+                    rendering=rendering,
+                    appearance=appearances[place],
+                    splats=splats[place],
+                    background=backgrounds[place],
+                )
+            )
+        return pictures
+
+
+def _beside(colours: Float[Tensor, "N 3"], extra: Mapping[str, Tensor]) -> Float[Tensor, "N C"]:
+    """Colours, and what is to be composited with them."""
+    return channels.join([colours, *extra.values()]) if extra else colours
 
 
 def target_of(photograph: Photograph, background: Float[Tensor, "3"]) -> Target:

@@ -13,6 +13,7 @@ Exit status: 0 all is done and right, 1 all is done and something failed, 2 it c
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from typing import Any, NoReturn
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORKER = Path(__file__).resolve().parent / "gpu_parts.py"
 PARTS = ("build", "tests", "compare", "bench", "train", "table")
-KINDS = ("regression", "nfc", "channels24")
+KINDS = ("regression", "nfc", "nfc_off", "channels24", "packed", "batch4", "ssim")
 # The first two are trained if nothing else is said: `minimal` wants a scene with 3DGS's own strategy.
 METHODS = ("regression", "nfc", "minimal")
 # The length of a call: under eight minutes, with what is needed to end a piece and write.
@@ -42,6 +43,8 @@ RESUMABLE = ("build", "train")
 GRACE = 20
 TAIL = 40
 FORMAT = 1
+# The code that decides what is found.
+SOURCES = ("nfc_gs", "dynamic", "tools")
 LABELS = {"cuda": "on a GPU", "cpu": "DRY RUN ON A CPU: tries the kit, and is no result of a GPU"}
 # Modules that are imported from the packages that are stood in for.
 SUBMODULES = {"pycolmap": (), "av": ("filter", "stream", "video", "video.format", "video.frame", "video.stream")}
@@ -236,7 +239,8 @@ def plan(chosen: argparse.Namespace) -> Iterator[Piece]:
             yield Piece(part)
     if "bench" in wanted:
         for kind in chosen.kinds:
-            for splats in chosen.splats:
+            # The likeness of pictures knows of no splats.
+            for splats in chosen.splats[: 1 if kind == "ssim" else None]:
                 yield from (Piece("bench", (kind, splats, size)) for size in chosen.sizes)
     if "train" in wanted:
         yield from (Piece("train", (method, str(chosen.scene), str(chosen.steps))) for method in chosen.methods)
@@ -255,7 +259,8 @@ def check(chosen: argparse.Namespace) -> int:
     before = record.content.get("machine")
     if before is not None and before["gpu"] != found["gpu"]:
         raise CheckError(f"{record.path}: is of {before['gpu']}, and this is {found['gpu']}: name another --output")
-    record.content |= {"machine": found, "commit": _commit()}
+    commit = chosen.commit or _commit()
+    record.content |= {"machine": found, "commit": commit}
     pieces = list(plan(chosen))
     for name in [name for name in record.pieces if name.split()[0] in chosen.again]:
         del record.pieces[name]
@@ -271,7 +276,8 @@ def check(chosen: argparse.Namespace) -> int:
             if piece.part == "build" and record.status(piece) == "failed":
                 break
             continue
-        absent = found["missing_optional"].get(piece.part)
+        optional = found["missing_optional"]
+        absent = optional.get(piece.part) or optional.get(" ".join([piece.part, *piece.words[:1]]))
         if absent:
             print(f"{piece.name}: skipped, without {', '.join(absent)}", flush=True)
             record.pieces[piece.name] = {"status": "skipped", "tail": f"missing: {', '.join(absent)}"}
@@ -281,7 +287,7 @@ def check(chosen: argparse.Namespace) -> int:
         if left < (1 if first else USUAL[piece.part]):
             break
         print(f"{piece.name}: ", end="", flush=True)
-        record.pieces[piece.name] = _do(machine, piece, left, first, settings)
+        record.pieces[piece.name] = _do(machine, piece, left, first, settings) | {"commit": commit}
         record.write()
         print("{status}, {seconds:.0f} s".format(**record.pieces[piece.name]), flush=True)
         first = False
@@ -314,12 +320,24 @@ def _do(machine: Machine, piece: Piece, left: float, first: bool, settings: Sequ
     return entry | {"status": "failed", "result": result, "tail": tail}
 
 
-def _commit() -> str | None:
-    try:
-        said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return said.stdout.strip() or None
+def _commit() -> str:
+    """What was run: the commit, and whether files were changed; without git, a digest of the sources, by which it can be found."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in SOURCES for path in (REPOSITORY / folder).rglob("*.py")):
+        digest.update(str(path.relative_to(REPOSITORY)).encode() + path.read_bytes())
+    sources = f"sources {digest.hexdigest()[:12]}"
+    answers = []
+    for words in (["rev-parse", "--show-toplevel", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            said = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return f"unknown, {sources}"
+        answers.append(said.stdout.split())
+    (top, head), changed = answers
+    if Path(top).resolve() != REPOSITORY:
+        # A copy within another repository, whose commit says nothing of it.
+        return f"unknown, {sources}"
+    return f"{head} with changes, {sources}" if changed else head
 
 
 # ---- the table
@@ -334,6 +352,12 @@ def write_table(content: dict[str, Any], names: Sequence[str]) -> str:
         f"{gpu}; torch {machine['torch']}, Python {machine['python']}, {machine['system']}, {machine['cores']} cores; "
         f"commit {content['commit'] or 'unknown'}"
     )
+    others: dict[str, list[str]] = {}
+    for name in names:
+        made_at = pieces.get(name, {}).get("commit", content["commit"])
+        if made_at != content["commit"]:
+            others.setdefault(made_at, []).append(name)
+    lines += [f"\nAt commit {commit}: {', '.join(made)}." for commit, made in others.items()]
     done = {part: [_result(pieces, name) for name in names if name.split()[0] == part] for part in PARTS}
     results = {part: [result for result in found if result] for part, found in done.items()}
     for result in results["build"]:
@@ -391,10 +415,17 @@ def _benches(results: Sequence[dict[str, Any]]) -> str:
             + ["-" if peaks[name] is None else f"{peaks[name]:,.0f}" for name in (of, against)]
         )
     head = ["of", "against", "splats", "pixels", "ms", "ms, other", "ratio (quartiles)", "peak MB", "peak MB, other"]
-    return (
-        _rows(head, rows)
-        + "\n\nRegression is to take at most 1.0 times the minimal loop around gsplat's own functions."
-    )
+    text = "\n\nRegression is to take at most 1.0 times the minimal loop around gsplat's own functions."
+    ratios = {(result["kind"], result["splats"], result["size"]): result["ratio"]["median"] for result in results}
+    for result in results:
+        over = ratios.get(("nfc_off", result["splats"], result["size"]))
+        if result["kind"] == "nfc" and over is not None:
+            acts, at = result["acts"], f"{result['splats']:,} splats, {result['size']}"
+            average = acts * result["ratio"]["median"] + (1 - acts) * over
+            text += (
+                f"\n\nnfc averaged over a training, {acts:.0%} of it with its loss: {average:.2f} ({at}); at most 1.15."
+            )
+    return _rows(head, rows) + text
 
 
 def _trainings(results: Sequence[dict[str, Any]]) -> str:
@@ -452,6 +483,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", type=_parts, default=PARTS, metavar="PART,...", help="(default: all)")
     parser.add_argument("--again", type=_parts, default=(), metavar="PART,...", help="forget what these found")
     parser.add_argument("--find-links", type=Path, metavar="FOLDER", help="wheels of packages that may be missing")
+    parser.add_argument("--commit", help="of this copy, if it has no .git (default: git's, or a digest of the sources)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the kit itself")
     parser.add_argument("--splats", type=_numbers, default="100000,1000000,3000000", metavar="N,...")
     parser.add_argument("--sizes", type=_sizes, default="1297x840,1600x1200", metavar="WxH,...")

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -56,6 +57,7 @@ OPTIONAL = {
         "sortedcontainers": "sortedcontainers",
     },
     "train": {"tensorboard": "tensorboard"},
+    "bench ssim": {"fused-ssim": "fused_ssim"},
 }
 # Large, imported by modules that are used here, and never called by what is checked: stood in for where they are missing.
 UNUSED = {"pycolmap": "pycolmap", "av": "av"}
@@ -66,6 +68,11 @@ INPUTS = ("means", "scales", "quats", "opacities", "values")
 # Steps before a measurement: the first ones compile, and fill caches and the allocator.
 WARM_UP = 5
 NEVER = 10**9
+# Where in a training nfc's own loss is over.
+LATE = 0.8
+VIEWS = 4
+# Steps of the minimal loop between two times that it is kept.
+KEEP_EVERY = 2000
 
 
 def probe(device: str) -> dict[str, Any]:
@@ -119,8 +126,8 @@ def _driver() -> str | None:
 
 def build() -> dict[str, Any]:
     """Compiles gsplat's kernels, or goes on where the last call was broken off, and draws one splat."""
-    from nfc_gs.rasterizers.auto import choose, find_compiler
-    from nfc_gs.rasterizers.gsplat import Gsplat, compile_jobs, compile_kernels
+    from nfc_gs.rasterizers.auto import choose
+    from nfc_gs.rasterizers.gsplat import Gsplat, compile_jobs, compile_kernels, find_compiler
 
     began = time.perf_counter()
     file = compile_kernels()
@@ -182,11 +189,11 @@ def compare(device: str) -> dict[str, Any]:
     return {"ok": all(pair["agrees"] for pair in found), "limits": limits, "pairs": found}
 
 
-def _rasterizer(device: str) -> Any:
+def _rasterizer(device: str, **settings: bool) -> Any:
     from nfc_gs.rasterizers.cpu import Cpu
     from nfc_gs.rasterizers.gsplat import Gsplat
 
-    return Gsplat() if device == "cuda" else Cpu()
+    return Gsplat(**settings) if device == "cuda" else Cpu()
 
 
 def _draw(rasterizer: Any, load: Any, channels: int, dtype: Any = None) -> dict[str, Any]:
@@ -237,13 +244,15 @@ def _judge(
 
 
 def bench(kind: str, splats: int, size: str, device: str, repeats: int, block: int) -> dict[str, Any]:
-    """A step, in turn with what it is to be measured against: regression with the minimal loop, NFC with regression.
+    """A step, in turn with what it is to be measured against: regression with the minimal loop, NFC with regression, while its
+    own loss acts (`nfc`) and when that is over (`nfc_off`); packed with unpacked; a batch in one pass with its views in turn.
 
-    Of `channels24`, drawing 24 channels and their gradients, in turn with three.
+    Of `channels24`, drawing 24 channels and their gradients, in turn with three; of `ssim`, fused_ssim's loss and gradient in
+    turn with ours, without any splats.
     """
     import torch
 
-    from nfc_gs.benchmarks.loads import STEPS, make_trainer, shells
+    from nfc_gs.benchmarks.loads import METHODS, STEPS, make_trainer, shells
     from nfc_gs.benchmarks.minimal import MinimalLoop, Shot, paired, params_of_load
     from nfc_gs.benchmarks.stopwatch import clock
 
@@ -251,8 +260,10 @@ def bench(kind: str, splats: int, size: str, device: str, repeats: int, block: i
     load = shells(splats, SEED).seen(width, height)
     rasterizer = _rasterizer(device)
 
-    def trainer(method: str) -> Callable[[], object]:
-        return make_trainer(load, method, rasterizer, SEED).step
+    def trainer(method: str, done: float = 0, batch: int = 1, **drawing: bool) -> Callable[[], object]:
+        made = make_trainer(load, method, _rasterizer(device, **drawing), SEED, {"batch": batch})
+        made.done += int(done * STEPS)
+        return made.step
 
     def minimal() -> Callable[[], object]:
         photograph = make_trainer(load.part(1, SEED), "regression", rasterizer, SEED).scene.train[0].read().rgb
@@ -264,6 +275,19 @@ def bench(kind: str, splats: int, size: str, device: str, repeats: int, block: i
     makers: dict[str, dict[str, Callable[[], Callable[[], object]]]] = {
         "regression": {"regression": lambda: trainer("regression"), "minimal": minimal},
         "nfc": {"nfc": lambda: trainer("nfc"), "regression": lambda: trainer("regression")},
+        "nfc_off": {"nfc, its loss off": lambda: trainer("nfc", LATE), "regression": lambda: trainer("regression")},
+        "packed": {
+            "regression, packed": lambda: trainer("regression", packed=True),
+            "regression": lambda: trainer("regression"),
+        },
+        "batch4": {
+            f"{VIEWS} views in one pass": lambda: trainer("regression", batch=VIEWS),
+            f"{VIEWS} views in turn": lambda: trainer("regression", batch=VIEWS, batched=False),
+        },
+        "ssim": {
+            "fused_ssim": lambda: _similarity(width, height, device, fused=True),
+            "SSIM": lambda: _similarity(width, height, device, fused=False),
+        },
         "channels24": {
             "24 channels": lambda: _drawing(rasterizer, load, 24),
             "3 channels": lambda: _drawing(rasterizer, load, 3),
@@ -288,7 +312,28 @@ def bench(kind: str, splats: int, size: str, device: str, repeats: int, block: i
         "peak_mb": peaks,
         "repeats": repeats,
         "block": block,
+        # For how much of a training nfc's own loss acts.
+        "acts": METHODS["nfc"]["losses"]["code_bce"]["stop"],
     }
+
+
+def _similarity(width: int, height: int, device: str, fused: bool) -> Callable[[], object]:
+    """SSIM and its gradient, of two random pictures."""
+    import torch
+
+    from nfc_gs.core import ssim
+
+    generator = torch.Generator().manual_seed(SEED)
+    x, y = (torch.rand(height, width, 3, generator=generator).to(device) for _ in range(2))
+
+    def work() -> None:
+        leaf = x.detach().requires_grad_()
+        if fused:
+            ssim.mean_ssim(leaf, y).backward()
+        else:
+            ssim._PlainSSIM.apply(leaf, y, None, True).backward()
+
+    return work
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -414,7 +459,7 @@ def train(method: str, config: Path, steps: int, device: str, folder: Path) -> d
 
 
 def _train_minimal(config: Path, steps: int, device: str, folder: Path) -> dict[str, Any]:
-    """The same scene, rates and thresholds by the minimal loop around gsplat's own functions; begins anew when called again."""
+    """The same scene, rates and thresholds by the minimal loop around gsplat's own functions; goes on where it was broken off."""
     import torch
 
     from nfc_gs.benchmarks.minimal import MinimalLoop, Shot, params_of_gaussians, rates_of
@@ -453,11 +498,8 @@ def _train_minimal(config: Path, steps: int, device: str, folder: Path) -> dict[
         rates=rates_of(experiment.optimizer), scene_scale=scene.extent, sh_every=experiment.schedule.sh_every,
         background=background, seed=experiment.seed,
     )  # fmt: skip
-    now = clock(0, device)
-    began = now()
-    for _ in range(steps):
-        loop.step()
-    seconds = now() - began
+    kept = folder / f"train_{config.stem}_minimal_{steps}.pt"
+    seconds = _to_the_end(loop, steps, kept, clock(0, device))
     found = []
     for number, rgb in enumerate(loop.pictures([view.camera for view in scene.test])):
         target = target_of(trainer.held_out.get(number), background.to(rgb)).rgb
@@ -472,6 +514,23 @@ def _train_minimal(config: Path, steps: int, device: str, folder: Path) -> dict[
         "num_gaussians": len(loop.params["means"]), "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "resolution": ", ".join(sorted(sizes)), "num_test_views": len(found),
     }  # fmt: skip
+
+
+def _to_the_end(loop: Any, steps: int, kept: Path, now: Callable[[], float]) -> float:
+    """Steps that are left, kept on the way and when told to end; the seconds of all steps, of earlier calls' too."""
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    before = loop.restore(kept)["seconds"] if kept.exists() else 0.0
+    began = now()
+    while loop.done < steps:
+        loop.step()
+        if told or loop.done % KEEP_EVERY == 0 or loop.done == steps:
+            before += now() - began
+            loop.save(kept, seconds=before)
+            if told and loop.done < steps:
+                sys.exit(130)
+            began = now()
+    return float(before)
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ CPU_PARTS = (
         "codes and activations, backward",
     ),
 )
-GPU_PARTS = (("nfc_gs.rasterizers.gsplat:_draw", "rasterization", None),)
+GPU_PARTS = (("nfc_gs.rasterizers.gsplat:Gsplat._draw", "rasterization", None),)
 CODES = ("values", "probabilities", "probability", "encode", "encode_bit", "words")
 # A population changes every so many steps in training.
 EDIT_EVERY = 100

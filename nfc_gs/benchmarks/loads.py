@@ -192,7 +192,7 @@ def _from_points(path: Path, seed: int) -> Load:
 def make_trainer(
     load: Load, method: str, rasterizer: Rasterizer, seed: int, settings: Mapping[str, Any] = NOTHING
 ) -> Trainer:
-    """A trainer on one random photograph from the load's camera, past the harmonics' schedule.
+    """A trainer on one random photograph from the load's camera, as often as a batch wants, past the harmonics' schedule.
 
     The population does not change while it is timed. `settings` lie over everything, as in a file.
     """
@@ -233,6 +233,6 @@ def make_trainer(
         field=experiment.deformation.init(bounds, 2, _generator(seed)),
         degree=3,
     )
-    trainer = Trainer(experiment, Scene(train=(view,), test=(view,), points=None, extent=1.0), model)
+    trainer = Trainer(experiment, Scene(train=(view,) * experiment.batch, test=(view,), points=None, extent=1.0), model)
     trainer.done = 3
     return trainer

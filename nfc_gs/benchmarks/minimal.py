@@ -6,8 +6,10 @@ be run without a CUDA device, over a stand-in.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -102,19 +104,59 @@ class MinimalLoop:
         self.intrinsics = [_intrinsics(shot.camera).to(device) for shot in shots]
         self.background = None if background is None else background.to(device)[None]
         self.params = nn.ParameterDict({name: value.detach().to(device).clone() for name, value in params.items()})
-        self.optimizers = {
-            name: torch.optim.Adam(
-                [{"params": [self.params[name]], "lr": rate * (scene_scale if name == "means" else 1)}],
-                eps=EPSILON,
-                fused=True,
-            )
-            for name, rate in rates.items()
-        }
-        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizers["means"], MEANS_FINAL ** (1 / steps))
+        self.rates = {name: rate * (scene_scale if name == "means" else 1) for name, rate in rates.items()}
+        self.steps = steps
+        self._begin()
         strategy.check_sanity(self.params, self.optimizers)
         self.state = strategy.initialize_state(scene_scale=scene_scale)
         self.generator, self.done = np.random.default_rng(seed), 0
         self.order: list[int] = []
+
+    def _begin(self) -> None:
+        """Adam for the parameters as they are now."""
+        self.optimizers = {
+            name: torch.optim.Adam([{"params": [self.params[name]], "lr": rate}], eps=EPSILON, fused=True)
+            for name, rate in self.rates.items()
+        }
+        decay = MEANS_FINAL ** (1 / self.steps)
+        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizers["means"], decay)
+
+    def save(self, path: Path, **more: Any) -> None:
+        """All that changes from step to step, and what else is to be remembered; under a temporary name first."""
+        partial = path.with_name(path.name + ".partial")
+        content = {
+            "params": {name: value.detach() for name, value in self.params.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "schedule": self.schedule.state_dict(),
+            "strategy": self.state,
+            "views": (self.generator.bit_generator.state, self.order),
+            "random": torch.get_rng_state(),
+            "random on the device": torch.cuda.get_rng_state() if self.device == "cuda" else None,
+            "done": self.done,
+            "more": more,
+        }
+        torch.save(content, partial)
+        os.replace(partial, path)
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """The inverse of `save`, of a file of our own; returns what else was remembered."""
+        content = torch.load(path, map_location="cpu", weights_only=False)
+        self.params = nn.ParameterDict({name: value.to(self.device) for name, value in content["params"].items()})
+        self._begin()
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(content["optimizers"][name])
+        self.schedule.load_state_dict(content["schedule"])
+        self.state = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in content["strategy"].items()
+        }
+        self.generator.bit_generator.state, self.order = content["views"]
+        torch.set_rng_state(content["random"])
+        if self.device == "cuda":
+            torch.cuda.set_rng_state(content["random on the device"])
+        self.done = content["done"]
+        more: dict[str, Any] = content["more"]
+        return more
 
     def draw(self, camera: Camera, intrinsics: Float[Tensor, "3 3"]) -> tuple[Float[Tensor, "H W 3"], dict[str, Any]]:
         """What a camera on the device sees, and gsplat's notes."""

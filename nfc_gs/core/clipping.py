@@ -25,7 +25,7 @@ def clipped(photograph: Float[Tensor, "*shape"]) -> tuple[Bool[Tensor, "*shape"]
 
 def noise_of(
     picture: Float[Tensor, "H W 3"], photograph: Float[Tensor, "H W 3"], mask: Bool[Tensor, "H W"] | None
-) -> float:
+) -> Float[Tensor, ""]:
     """The root mean square of picture - photograph over the numbers that count and are not clipped.
 
     With the right picture it is the noise's standard deviation where clipping is far, and also where v is 0 or 1, as half
@@ -35,11 +35,12 @@ def noise_of(
     counted = ~(low | high)
     if mask is not None:
         counted &= mask[..., None]
-    apart = (picture.detach() - photograph)[counted]
-    return max(math.sqrt(float(apart.square().mean())), SMALLEST) if len(apart) else SMALLEST
+    # Those that do not count are zeros: to pick out the others a device would be waited for.
+    squares = torch.where(counted, picture.detach() - photograph, 0).square()
+    return (squares.sum() / counted.sum().clamp(min=1)).sqrt().clamp(min=SMALLEST)
 
 
-def beyond(below: Float[Tensor, "*shape"], noise: float) -> Float[Tensor, "*shape"]:
+def beyond(below: Float[Tensor, "*shape"], noise: float | Tensor) -> Float[Tensor, "*shape"]:
     """The mean of what normal noise about 0 is if it is at least `below`: s phi(a) / Phi(-a) with a = below / s."""
     scaled = below / (noise * math.sqrt(2))
     return noise * math.sqrt(2 / math.pi) / torch.special.erfcx(scaled)

@@ -49,7 +49,7 @@ class BitBCE(PlaneLoss):
         code = comparison.appearance.code
         entropy = cross_entropy(comparison.planes["bit_bce"], code.words(comparison.target_rgb).flatten(2), self.eps)
         if self.weights == "place":
-            places = code.decode(torch.eye(code.width).to(entropy))
+            places = code.decode(torch.eye(code.width, dtype=entropy.dtype, device=entropy.device))
             entropy = entropy * (places / places.mean()).repeat(3)
         return masked_mean(entropy, comparison.mask)
 

@@ -1,8 +1,10 @@
 """Cross-entropy between rendered code probabilities and the encoded photograph: this project's classification loss."""
 
+from collections.abc import Callable
 from typing import Annotated
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nfc_gs.codes.base import TargetCode
@@ -95,10 +97,10 @@ class CodeBCE(PlaneLoss):
         low, high = clipped(target)
         if not self.turns or bit == width - 1:
             known, level = (labels, levels) if self.turns else (labels[..., -1], levels[..., -1])
-            known[high] = level[high] + beyond(1 - level[high], noise)
+            _replace(known, high, level, lambda p: p + beyond(1 - p, noise))
         if not self.turns or bit == 0:
             known, level = (labels, levels) if self.turns else (labels[..., 0], levels[..., 0])
-            known[low] = level[low] - beyond(level[low], noise)
+            _replace(known, low, level, lambda p: p - beyond(p, noise))
         return labels
 
     def _from_colours(self, code: TargetCode) -> bool:
@@ -111,6 +113,18 @@ class CodeBCE(PlaneLoss):
 
     def _bit(self, appearance: Appearance) -> int:
         return bit_in_turn(label_code(self.code, appearance.code), appearance.step, self.every)
+
+
+def _replace(
+    labels: Tensor, chosen: Bool[Tensor, "*shape"], levels: Tensor, change: Callable[[Tensor], Tensor]
+) -> None:
+    """Puts changed levels where they are chosen, in place."""
+    if labels.device.type == "cpu":
+        # They are few, and dear to work out.
+        labels[chosen] = change(levels[chosen])
+    else:
+        # To pick them out a device would be waited for.
+        labels.copy_(torch.where(chosen, change(levels), labels))
 
 
 def _ordinal(code: TargetCode) -> bool:

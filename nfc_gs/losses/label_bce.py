@@ -51,13 +51,15 @@ class LabelBCE(MemoryLoss):
             return logits.new_zeros(())
         seen, weights = self._gather(comparison)
         memory = comparison.memory["label_bce"]
+        # Of those who are not seen nothing changes, and they weigh nothing: to pick out the others a device would be waited for.
         visible = weights > 0
         for name, now in {"sums": seen.view_as(memory["sums"]), "weights": weights}.items():
-            memory[name][visible] = self.decay * memory[name][visible] + now[visible]
-        rows = visible.nonzero().squeeze(1)
-        labels = memory["sums"][rows] / memory["weights"][rows, None, None]
+            old, here = memory[name], visible.view(-1, *[1] * (now.ndim - 1))
+            old.copy_(torch.where(here, self.decay * old + now, old))
+        # Who was never seen has no label, and any will do.
+        labels = memory["sums"] / torch.where(memory["weights"] > 0, memory["weights"], 1)[:, None, None]
         entropy = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits[rows], labels.clamp(0, 1), weight=weights[rows, None, None], reduction="sum"
+            logits, labels.clamp(0, 1), weight=weights[:, None, None], reduction="sum"
         )
         pixels = comparison.rgb.shape[0] * comparison.rgb.shape[1]
         return self.every * entropy / (pixels * logits.shape[1] * logits.shape[2])

@@ -80,13 +80,14 @@ class OtherViews(PlaneLoss, MemoryLoss):
         bit, own = self._bit(appearance), appearance.view % self.views
         labels = label_code(self.code, appearance.code).encode_bit(comparison.target_rgb, bit)
         memory = comparison.memory["other_views"]
-        known = bool(memory["weights"][:, bit].any())
+        known = memory["weights"][:, bit].any()
         memory["sums"][:, bit, own], memory["weights"][:, bit, own] = self._gather(labels, comparison)
-        if not known:
-            return planes.new_zeros(())
         if self.measure == "squared":
-            return masked_mean((planes - labels).square(), comparison.mask)
-        return mean_cross_entropy(planes, labels, comparison.mask, self.eps)
+            loss = masked_mean((planes - labels).square(), comparison.mask)
+        else:
+            loss = mean_cross_entropy(planes, labels, comparison.mask, self.eps)
+        # As long as nothing is known: not by asking whether, for which a device would be waited for.
+        return torch.where(known, loss, 0)
 
     def _gather(
         self, labels: Float[Tensor, "H W 3"], comparison: Comparison

@@ -4,11 +4,9 @@ import functools
 import os
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,7 +19,15 @@ from nfc_gs.core.gaussians import Splats
 from nfc_gs.core.rendering import Rendering
 from nfc_gs.rasterizers.base import Rasterizer
 from nfc_gs.rasterizers.cpu import Cpu
-from nfc_gs.rasterizers.gsplat import Gsplat, NoGpuError, compile_jobs, compile_kernels
+from nfc_gs.rasterizers.gsplat import (
+    Gsplat,
+    NoGpuError,
+    compile_jobs,
+    compile_kernels,
+    find_compiler,
+    fits,
+    missing_device,
+)
 
 
 class Choice(NamedTuple):
@@ -38,8 +44,9 @@ def choose() -> Choice:
     That gsplat can be imported says little: it compiles its kernels at the first call. So one splat is drawn with it,
     which may take minutes the first time.
     """
-    if not torch.cuda.is_available():
-        return Choice(Cpu(), "cpu: torch sees no CUDA device")
+    absent = missing_device()
+    if absent is not None:
+        return Choice(Cpu(), f"cpu: {absent}")
     try:
         alpha = _trial(Gsplat())
     # Whatever goes wrong while compiling and starting foreign code, the CPU can draw, and the reason is told.
@@ -87,8 +94,7 @@ def diagnose() -> Iterator[str]:
         yield "mend: torch is built for CUDA but sees no device: look at `nvidia-smi` and CUDA_VISIBLE_DEVICES"
     elif compiler is None:
         yield f"mend: gsplat compiles at its first use: install nvcc {built} (environment.yml brings it)"
-    # torch refuses another major version, and takes another minor one.
-    elif compiler.version.split(".")[0] != built.split(".")[0]:
+    elif not fits(compiler):
         yield f"mend: nvcc is {compiler.version} but torch was built for CUDA {built}: make the two equal"
     elif ninja is None:
         yield "mend: gsplat compiles by ninja, which is not on the PATH: pip install ninja"
@@ -129,26 +135,6 @@ def warm_gsplat() -> str:
     return f"in {file}, {time.perf_counter() - began:.0f} s"
 
 
-class Compiler(NamedTuple):
-    """The CUDA compiler: its version, as 13.0, and where it is."""
-
-    version: str
-    path: Path
-
-
-def find_compiler() -> Compiler | None:
-    """The compiler that torch takes: in CUDA_HOME, on the path, or in its usual folder."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    on_path = shutil.which("nvcc")
-    path = Path(home) / "bin/nvcc" if home else Path(on_path) if on_path else Path("/usr/local/cuda/bin/nvcc")
-    try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    found = re.search(r"release (\d+\.\d+)", said)
-    return Compiler(found[1], path) if found else None
-
-
 def _trial(rasterizer: Rasterizer) -> float:
     """The alpha in the middle of one round splat of opacity 0.9."""
     tensors = {"means": [[0.0, 0, 2]], "scales": [[1.0, 1, 1]], "quats": [[1.0, 0, 0, 0]], "opacities": [0.9]}
@@ -175,6 +161,11 @@ class Auto(Rasterizer):
         """Where the chosen one's tensors live."""
         return choose().rasterizer.device
 
+    @property
+    def several(self) -> bool:
+        """Whether the chosen one draws several cameras in one pass."""
+        return choose().rasterizer.several
+
     def shade(
         self,
         base: Float[Tensor, "N 3"],
@@ -198,6 +189,19 @@ class Auto(Rasterizer):
     ) -> Rendering:
         """See `Rasterizer`."""
         return choose().rasterizer(splats, camera, background, depth=depth, absgrad=absgrad, weights=weights)
+
+    def draw(
+        self,
+        splats: Sequence[Splats],
+        cameras: Sequence[Camera],
+        backgrounds: Sequence[Float[Tensor, " C"]],
+        *,
+        depth: bool = False,
+        absgrad: bool = False,
+        weights: bool = False,
+    ) -> list[Rendering]:
+        """See `Rasterizer`."""
+        return choose().rasterizer.draw(splats, cameras, backgrounds, depth=depth, absgrad=absgrad, weights=weights)
 
 
 Spec = Auto

@@ -1,6 +1,7 @@
 """What every rasterizer is."""
 
 import abc
+from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +18,11 @@ class Rasterizer(abc.ABC):
     @abc.abstractmethod
     def device(self) -> str:
         """Where its tensors live: "cpu" or "cuda"."""
+
+    @property
+    def several(self) -> bool:
+        """Whether `draw` draws cameras that see the same splats in one pass, where their pictures are of one size."""
+        return False
 
     @abc.abstractmethod
     def shade(
@@ -51,3 +57,22 @@ class Rasterizer(abc.ABC):
             weights: also the sum over pixels of each splat's compositing weight, known after the backward pass, at hardly
                 any cost.
         """
+
+    def draw(
+        self,
+        splats: Sequence[Splats],
+        cameras: Sequence[Camera],
+        backgrounds: Sequence[Float[Tensor, " C"]],
+        *,
+        depth: bool = False,
+        absgrad: bool = False,
+        weights: bool = False,
+    ) -> list[Rendering]:
+        """What each camera sees of its own splats, over its own background; the same as one call after the other.
+
+        A rasterizer that can draws them in one pass, for which one backward pass must follow of all that is made of them.
+        """
+        return [
+            self(mine, camera, background, depth=depth, absgrad=absgrad, weights=weights)
+            for mine, camera, background in zip(splats, cameras, backgrounds, strict=True)
+        ]

@@ -4,13 +4,19 @@ Written against the documented interface of gsplat 1.5.3 and its sources. Its te
 device; `benchmarks/gpu_h200.md` says where they passed.
 """
 
+import fcntl
 import functools
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -37,6 +43,49 @@ class NoGpuError(UserError):
     """gsplat cannot draw on this machine."""
 
 
+class Compiler(NamedTuple):
+    """The CUDA compiler: its version, as 13.0, and where it is."""
+
+    version: str
+    path: Path
+
+
+def find_compiler() -> Compiler | None:
+    """The compiler that torch takes: in CUDA_HOME, on the path, or in its usual folder."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    on_path = shutil.which("nvcc")
+    path = Path(home) / "bin/nvcc" if home else Path(on_path) if on_path else Path("/usr/local/cuda/bin/nvcc")
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"release (\d+\.\d+)", said)
+    return Compiler(found[1], path) if found else None
+
+
+def fits(compiler: Compiler) -> bool:
+    """Whether it is of torch's major version of CUDA; another minor one does."""
+    built = torch.version.cuda
+    return built is None or compiler.version.split(".")[0] == built.split(".")[0]
+
+
+def missing_device() -> str | None:
+    """That torch sees no CUDA device, and what it says of it (a driver that is too old, say), in a line; None if it sees one."""
+    with warnings.catch_warnings():
+        # What torch warns of here, with its source lines, is what is told.
+        warnings.simplefilter("ignore")
+        if torch.cuda.is_available():
+            return None
+    try:
+        torch.cuda.init()
+    # An AssertionError is that of torch's builds for the CPU.
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        if torch.version.cuda is not None and reason:
+            return f"torch sees no CUDA device ({reason})"
+    return "torch sees no CUDA device"
+
+
 def compile_jobs() -> int:
     """How many of gsplat's files are compiled at a time: MAX_JOBS, or else what cores and free memory allow.
 
@@ -58,7 +107,7 @@ def compile_kernels() -> Path:
         NoGpuError: in one line, when there is no compiler, or it fails; VERBOSE=1 has all that it says printed.
     """
     try:
-        with _many_jobs(compile_jobs()), _leftovers_kept():
+        with _one_at_a_time(), _many_jobs(compile_jobs()), _leftovers_kept():
             from gsplat.cuda import _backend
     # Whatever goes wrong while foreign code is compiled: torch raises a RuntimeError that quotes the compiler.
     except Exception as error:
@@ -68,12 +117,26 @@ def compile_kernels() -> Path:
         )
         said = [line.strip() for line in str(hidden).splitlines() if line.strip()] or [type(hidden).__name__]
         line = next((line for line in said if "error" in line.lower() and "building extension" not in line), said[0])
+        compiler, damaged = find_compiler(), re.search(rf"(\S+)/{KERNELS}\.so: ", line)
+        if compiler is not None and not fits(compiler):
+            line = f"nvcc is {compiler.version} but torch was built for CUDA {torch.version.cuda}: make the two equal ({line})"
+        elif damaged is not None:
+            line += f"; delete {damaged[1]} and start again"
         raise NoGpuError(f"rasterizer gsplat: its kernels cannot be compiled: {line}") from error
     if _backend._C is None:
         raise NoGpuError(
             f"rasterizer gsplat: found no CUDA compiler; install nvcc {torch.version.cuda}, or name its folder in CUDA_HOME"
         )
     return Path(_backend._C.__file__)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Processes of one machine compile in turn: gsplat takes another's lock away, and both would write the same files."""
+    with (Path(tempfile.gettempdir()) / f"nfc-gs-{KERNELS}-{os.getuid()}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Given back when the file is closed, and by the system if the process dies.
+        yield
 
 
 @contextmanager
@@ -109,8 +172,9 @@ def _leftovers_kept() -> Iterator[None]:
 @functools.cache
 def _gsplat() -> Any:
     """gsplat's package, once it is known that there is a device for it, and kernels."""
-    if not torch.cuda.is_available():
-        raise NoGpuError("rasterizer gsplat: torch sees no CUDA device; use rasterizer.kind=cpu")
+    absent = missing_device()
+    if absent is not None:
+        raise NoGpuError(f"rasterizer gsplat: {absent}; use rasterizer.kind=cpu")
     try:
         import gsplat
     except ImportError as error:
@@ -128,11 +192,18 @@ class Gsplat(Rasterizer):
     `packed`: what is kept between forward and backward holds the splats that are seen alone; less memory where a picture
     shows a small part of the scene, and somewhat slower where it shows most of it. `antialiased`: a splat that the blur of
     the screen widens becomes fainter by as much (Mip-Splatting, Yu et al. 2024); a scene trained so must be drawn so, which
-    most viewers of PLY files do not.
+    most viewers of PLY files do not. `batched`: a step's views are drawn in one pass where they can be, which takes the memory
+    of all of them at once; else one after the other.
     """
 
     packed: bool = False
     antialiased: bool = False
+    batched: bool = True
+
+    @property
+    def several(self) -> bool:
+        """As `batched` says."""
+        return self.batched
 
     @property
     def device(self) -> str:
@@ -177,81 +248,142 @@ class Gsplat(Rasterizer):
         """
         if len(splats) == 0:
             return _empty(splats, camera, background, depth, absgrad, weights)
-        values, marks, count = splats.values, None, splats.values.shape[1]
+        (rendering,) = self._together([splats], [camera], [background], depth, absgrad, weights)
+        return rendering
+
+    def draw(
+        self,
+        splats: Sequence[Splats],
+        cameras: Sequence[Camera],
+        backgrounds: Sequence[Float[Tensor, " C"]],
+        *,
+        depth: bool = False,
+        absgrad: bool = False,
+        weights: bool = False,
+    ) -> list[Rendering]:
+        """See `Rasterizer`; in one pass where the splats differ in nothing but their values, and the pictures are of one size.
+
+        Raises:
+            NoGpuError: without a CUDA device, or without gsplat.
+        """
+        alike = {
+            (*(id(getattr(mine, name)) for name in _GEOMETRY), camera.width, camera.height, camera.near)
+            for mine, camera in zip(splats, cameras, strict=True)
+        }
+        if len(cameras) == 1 or len(alike) > 1 or not self.batched or len(splats[0]) == 0:
+            return super().draw(splats, cameras, backgrounds, depth=depth, absgrad=absgrad, weights=weights)
+        return self._together(splats, cameras, backgrounds, depth, absgrad, weights)
+
+    def _together(
+        self,
+        splats: Sequence[Splats],
+        cameras: Sequence[Camera],
+        backgrounds: Sequence[Tensor],
+        depth: bool,
+        absgrad: bool,
+        weights: bool,
+    ) -> list[Rendering]:
+        """A pass for one camera or several; there are splats, and their values alone differ."""
+        size, number = len(splats[0]), len(cameras)
+        values = splats[0].values if number == 1 else torch.stack([mine.values for mine in splats])
+        behind = _pile(backgrounds)
+        marks, count = None, values.shape[-1]
         if weights:
             # A channel in which every splat is zero: with a gradient of ones it changes no other gradient, and the splats'
             # own gradients in it are the sums of their weights.
-            marks = values.new_zeros(len(splats), 1, requires_grad=torch.is_grad_enabled())
-            values = torch.cat([values, marks], 1)
-            background = torch.cat([background, background.new_zeros(1)])
-        channels, alpha, meta = self._draw(splats, camera, values, background, depth, absgrad)
+            marks = values.new_zeros(*values.shape[:-1], 1, requires_grad=torch.is_grad_enabled())
+            values = torch.cat([values, marks], -1)
+            behind = torch.cat([behind, behind.new_zeros(number, 1)], 1)
+        channels, alphas, meta = self._draw(splats[0], cameras, values, behind, depth, absgrad)
         if marks is not None:
             channels = _Marked.apply(channels, count)
-        picture, depths = (channels, None) if not depth else (channels[..., :-1], channels[..., -1])
-        projected = meta["means2d"]
-        numbers = meta["gaussian_ids"] if self.packed else None
+        projected, places = meta["means2d"], None
+        if self.packed:
+            places = meta["gaussian_ids"] if number == 1 else meta["camera_ids"].long() * size + meta["gaussian_ids"]
 
-        def whole(rows: Tensor) -> Tensor:
-            """Of all splats, what gsplat has of one picture's or of those seen."""
-            if numbers is None:
-                return rows[0]
-            return rows.new_zeros(len(splats), *rows.shape[1:]).index_copy_(0, numbers, rows)
+        def whole(rows: Tensor) -> tuple[Tensor, ...]:
+            """Of all splats, camera by camera, what gsplat has of those, or of the ones that are seen."""
+            if places is not None:
+                rows = rows.new_zeros(number * size, *rows.shape[1:]).index_copy_(0, places, rows)
+                rows = rows.view(number, size, *rows.shape[1:])
+            return rows.unbind(0)
 
         means2d = whole(projected.detach())
         if projected.requires_grad:
-            projected.register_hook(lambda gradient: _accumulate(means2d, whole(gradient)))
 
-        def gather(picture: Float[Tensor, "H W P"]) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:
-            # The gradient of a picture by its splats' values is their weights.
-            incoming = torch.cat([picture, torch.ones_like(picture[..., :1])], -1).detach()
-            still = Splats(**{name: getattr(splats, name).detach() for name in _GEOMETRY}, values=splats.values)
-            with torch.enable_grad():
-                values = incoming.new_zeros(len(splats), incoming.shape[-1], requires_grad=True)
-                drawn, _, _ = self._draw(still, camera, values, values.new_zeros(values.shape[1]), False, False)
-                (sums,) = torch.autograd.grad(drawn, values, incoming)
-            return sums[:, :-1], sums[:, -1]
+            def keep(gradient: Tensor) -> None:
+                for mine, pull in zip(means2d, whole(gradient), strict=True):
+                    _accumulate(mine, pull)
 
-        def absolute() -> Float[Tensor, "N 2"]:
-            return whole(projected.absgrad)
+            projected.register_hook(keep)
+        radii = whole(meta["radii"])
 
-        def weigh() -> Float[Tensor, " N"]:
+        def absolute(place: int) -> Float[Tensor, "N 2"]:
+            return whole(projected.absgrad)[place]
+
+        def weigh(place: int) -> Float[Tensor, " N"]:
             if marks is None or marks.grad is None:
                 # No loss that acted has seen the picture.
-                return gather(alpha.detach()[..., None])[1]
-            return marks.grad[:, 0]
+                return self._gather(splats[place], cameras[place], alphas[place].detach()[..., None])[1]
+            return marks.grad.view(number, size)[place]
 
-        return Rendering(
-            channels=picture,
-            alpha=alpha,
-            depth=depths,
-            means2d=means2d,
-            radii=whole(meta["radii"]),
-            gather=gather,
-            absgrad=absolute if absgrad else None,
-            weights=weigh if weights else None,
-        )
+        return [
+            Rendering(
+                channels=picture if not depth else picture[..., :-1],
+                alpha=alpha,
+                depth=picture[..., -1] if depth else None,
+                means2d=means2d[place],
+                radii=radii[place],
+                gather=partial(self._gather, splats[place], cameras[place]),
+                absgrad=partial(absolute, place) if absgrad else None,
+                weights=partial(weigh, place) if weights else None,
+            )
+            for place, (picture, alpha) in enumerate(zip(_apart(channels), _apart(alphas), strict=True))
+        ]
+
+    def _gather(
+        self, splats: Splats, camera: Camera, picture: Float[Tensor, "H W P"]
+    ) -> tuple[Float[Tensor, "N P"], Float[Tensor, " N"]]:
+        """See `Rendering`: the gradient of a picture by its splats' values is their weights."""
+        incoming = torch.cat([picture, torch.ones_like(picture[..., :1])], -1).detach()
+        still = Splats(**{name: getattr(splats, name).detach() for name in _GEOMETRY}, values=splats.values)
+        with torch.enable_grad():
+            values = incoming.new_zeros(len(splats), incoming.shape[-1], requires_grad=True)
+            drawn, _, _ = self._draw(still, [camera], values, values.new_zeros(1, values.shape[1]), False, False)
+            (sums,) = torch.autograd.grad(drawn, values, incoming[None])
+        return sums[:, :-1], sums[:, -1]
 
     def _draw(
-        self, splats: Splats, camera: Camera, values: Tensor, background: Tensor, depth: bool, absgrad: bool
-    ) -> tuple[Float[Tensor, "H W _"], Float[Tensor, "H W"], dict]:
-        """The picture (depth last, if asked for), its alpha, and gsplat's notes."""
-        background = background.to(splats.means)
+        self,
+        splats: Splats,
+        cameras: Sequence[Camera],
+        values: Tensor,
+        backgrounds: Float[Tensor, "B C"],
+        depth: bool,
+        absgrad: bool,
+    ) -> tuple[Float[Tensor, "B H W _"], Float[Tensor, "B H W"], dict]:
+        """The pictures (depth last, if asked for), their alphas, and gsplat's notes.
+
+        The values are the cameras' own, [B N C], or the same for all, [N C].
+        """
+        backgrounds, camera = backgrounds.to(splats.means), cameras[0]
+        matrices = [_intrinsics(*each.focal, *each.centre, splats.means.device) for each in cameras]
         channels, alphas, meta = _gsplat().rasterization(
             means=splats.means,
             quats=splats.quats,
             scales=splats.scales,
             opacities=splats.opacities,
             colors=values,
-            viewmats=camera.world_to_camera.to(splats.means)[None],
-            Ks=_intrinsics(*camera.focal, *camera.centre, splats.means.device),
+            viewmats=_pile([each.world_to_camera.to(splats.means) for each in cameras]),
+            Ks=torch.cat(matrices) if len(matrices) > 1 else matrices[0],
             width=camera.width,
             height=camera.height,
             near_plane=camera.near,
             eps2d=SCREEN_BLUR,
             sh_degree=None,
             packed=self.packed,
-            # gsplat 1.5.3 takes no background of one picture where it packs.
-            backgrounds=None if self.packed else background[None],
+            # gsplat 1.5.3 takes no backgrounds where it packs.
+            backgrounds=None if self.packed else backgrounds,
             render_mode="RGB+D" if depth else "RGB",
             absgrad=absgrad,
             rasterize_mode="antialiased" if self.antialiased else "classic",
@@ -259,10 +391,21 @@ class Gsplat(Rasterizer):
             channel_chunk=MOST_CHANNELS if absgrad else 32,
         )
         if self.packed:
-            behind = background if not depth else torch.cat([background, background.new_zeros(1)])
-            channels = channels + (1 - alphas) * behind
-        # Not by numbers, which would have gradients of zeros made for all that is left out.
-        return channels.squeeze(0), alphas.squeeze(0).squeeze(-1), meta
+            behind = backgrounds
+            if depth:
+                behind = torch.cat([behind, behind.new_zeros(len(behind), 1)], 1)
+            channels = channels + (1 - alphas) * behind[:, None, None]
+        return channels, alphas.squeeze(-1), meta
+
+
+def _pile(tensors: Sequence[Float[Tensor, "*shape"]]) -> Float[Tensor, "B *shape"]:
+    """One above the other; of one, without a copy."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _apart(pictures: Float[Tensor, "B *shape"]) -> tuple[Tensor, ...]:
+    """The pictures one by one; not by numbers, which would have gradients of zeros made for all that is left out."""
+    return (pictures.squeeze(0),) if len(pictures) == 1 else pictures.unbind(0)
 
 
 def _empty(

@@ -183,11 +183,12 @@ def _train_in_memory(trainer: Trainer, folder: Path) -> Evaluation | None:
         number, done = len(trainer.model.gaussians), trainer.done
         widest = max((view.camera for view in trainer.scene.train), key=lambda camera: camera.width * camera.height)
         fewer = f"{number * FEWER:.2g}"
+        smaller = "a smaller batch, or with " if trainer.experiment.batch > 1 else ""
         last = f"{folder / LAST} is of the last step that could be kept, and `nfc-gs export {folder}` writes it; "
         raise OutOfMemory(
             f"{trainer.model.rasterizer.device}: out of memory in step {done + 1} with {number:,} Gaussians and pictures of "
             f"up to {widest.width}x{widest.height} ({asked}); {last if done else ''}begin anew with "
-            f"strategy.cap_max={int(float(fewer))}, or with a larger dataset.downscale, or free what other programs hold"
+            f"strategy.cap_max={int(float(fewer))}, or with {smaller}a larger dataset.downscale, or free what other programs hold"
         ) from None
 
 

@@ -1,7 +1,7 @@
 """One optimization step, read top to bottom: photograph in, better Gaussians out."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,7 +120,7 @@ class Trainer:
         rates = self.optimizer.rates(self.done)
 
         if experiment.batch == 1:
-            look = self._look(self.done, losses)
+            (look,) = self._look([self.done], losses)
             terms, radii = look.terms, look.picture.rendering.radii
             self.updating = True
             with self._phase("strategy"):
@@ -149,39 +149,49 @@ class Trainer:
             seconds=self.seconds,
         )
 
-    def _look(self, number: int, losses: Mapping[str, LossTerm]) -> Look:
-        """Look `number` (from 0) of all, its forward and its backward pass."""
-        experiment, model = self.experiment, self.model
+    def _look(self, numbers: Sequence[int], losses: Mapping[str, LossTerm]) -> list[Look]:
+        """Looks (numbered from 0 among all) at one time and of one size: their forward passes, and one backward pass.
+
+        The sum of their gradients is then in the parameters.
+        """
+        experiment, model, ranks = self.experiment, self.model, self.ranks
         step, progress = self.done + 1, self.done / experiment.steps
         with self._phase("data"):
-            background = self.background(number)
-            pixels = self.feed.get(self._wanted(number))
-            ahead = range(number + self.ranks.count, number + self.ranks.count * PREFETCH, self.ranks.count)
+            backgrounds = [self.background(number) for number in numbers]
+            pixels = [self.feed.get(self._wanted(number)) for number in numbers]
+            reach = max(PREFETCH, len(numbers) + 1)
+            ahead = range(numbers[-1] + ranks.count, numbers[-1] + ranks.count * reach, ranks.count)
             self.photographs.prefetch([self.view_number(later) for later in ahead])
-            self.feed.prefetch(self._wanted(later) for later in ahead[:UPLOADS])
-            target = compose(pixels, background)
-            height, width = pixels.rgb.shape[:2]
-            camera = self.camera(number, width, height)
+            self.feed.prefetch(self._wanted(later) for later in ahead[: max(UPLOADS, len(numbers))])
+            targets = [compose(each, background) for each, background in zip(pixels, backgrounds, strict=True)]
+            cameras = [
+                self.camera(number, each.rgb.shape[1], each.rgb.shape[0])
+                for number, each in zip(numbers, pixels, strict=True)
+            ]
         with self._phase("render"):
-            picture = model.render(
-                camera,
-                background=background,
+            pictures = model.render_views(
+                cameras,
+                backgrounds=backgrounds,
                 planes={kind: loss for kind, loss in losses.items() if isinstance(loss, PlaneLoss)},
                 absgrad=experiment.strategy.absgrad,
                 weights=experiment.strategy.weights,
                 step=step,
-                view=self.view_number(number),
+                views=[self.view_number(number) for number in numbers],
                 memory=self.memory,
             )
         self.changing = True
+        looks = []
         with self._phase("losses"):
-            comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
-            terms = {kind: loss.weight * loss.every * loss(comparison) for kind, loss in losses.items()}
-            terms |= model.field.penalties(model.gaussians, camera.time)
-        total = torch.stack(list(terms.values())).sum()
-        looks = total.device.type == "cpu" or step % CHECK_EVERY == 1
-        if looks and not torch.isfinite(total):
-            values = ", ".join(f"{kind} {float(term.detach()):.3g}" for kind, term in terms.items())
+            for camera, picture, target in zip(cameras, pictures, targets, strict=True):
+                comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
+                terms = {kind: loss.weight * loss.every * loss(comparison) for kind, loss in losses.items()}
+                terms |= model.field.penalties(model.gaussians, camera.time)
+                looks.append(Look(camera=camera, picture=picture, target=target, terms=terms))
+        total = torch.stack([term for look in looks for term in look.terms.values()]).sum()
+        asks = total.device.type == "cpu" or step % CHECK_EVERY == 1
+        if asks and not torch.isfinite(total):
+            sums = {kind: sum(float(look.terms[kind].detach()) for look in looks) for kind in looks[0].terms}
+            values = ", ".join(f"{kind} {value:.3g}" for kind, value in sums.items())
             raise TrainingError(
                 f"the loss is no longer a number at step {step} ({values}); lower the learning rates; the last checkpoint "
                 "is kept"
@@ -189,12 +199,31 @@ class Trainer:
         with self._phase("backward"):
             if total.requires_grad:
                 total.backward()
-        if picture.rendering.means2d.grad is None:
+        if any(picture.rendering.means2d.grad is None for picture in pictures):
             raise TrainingError(
                 f"losses: of those that act at step {step} ({', '.join(losses)}) none compares the picture with the "
                 "photograph; add one that does, as losses.l1.weight=0.8"
             )
-        return Look(camera=camera, picture=picture, target=target, terms=terms)
+        return looks
+
+    def _together(self, places: Sequence[int], losses: Mapping[str, LossTerm]) -> list[list[int]]:
+        """Which of a step's views are drawn in one pass: where the rasterizer can, those of one time and size.
+
+        A loss that remembers views learns from one after the other.
+        """
+        first = self.done * self.experiment.batch
+        views = {place: self.view_number(first + place) for place in places}
+        # All are asked for at once: a photograph that cannot be read is then told before anything has changed.
+        shapes = {place: self.photographs.get(view).rgb.shape for place, view in views.items()}
+        remembers = any(isinstance(loss, MemoryLoss) for loss in losses.values())
+        if not self.model.rasterizer.several or remembers:
+            return [[place] for place in places]
+        groups: dict[tuple[float, ...], list[int]] = {}
+        for place, view in views.items():
+            camera = self.scene.train[view].camera
+            alike = (self.jittered(camera.time, first + place), camera.near, *shapes[place])
+            groups.setdefault(alike, []).append(place)
+        return list(groups.values())
 
     def _look_at_batch(self, losses: Mapping[str, LossTerm]) -> tuple[Look, dict[str, Tensor], Tensor]:
         """All looks of this step, those of other processes included: their mean gradient is then in the parameters.
@@ -203,26 +232,25 @@ class Trainer:
         """
         experiment, ranks = self.experiment, self.ranks
         first, parameters = self.done * experiment.batch, self.optimizer.parameters()
-        looks: dict[int, Look] = {}
+        kept: list[Look] = []
         seen: dict[int, Observation] = {}
 
-        def gradients(place: int) -> Gradients:
-            look = self._look(first + place, losses)
+        def gradients(group: list[int]) -> Gradients:
+            looks = self._look([first + place for place in group], losses)
             found: Gradients = [parameter.grad for parameter in parameters]
             for parameter in parameters:
                 parameter.grad = None
-            seen[place] = Observation.of(look.picture.rendering, list(look.terms.values()), found)
+            for place, look in zip(group, looks, strict=True):
+                seen[place] = Observation.of(look.picture.rendering, list(look.terms.values()), found)
             # Only one is kept whole: a picture holds on to all that was needed to draw it.
-            if not looks:
-                looks[place] = look
+            if not kept:
+                kept.append(looks[0])
             return found
 
         places = ranks.places(experiment.batch)
         with self._phase("data"):
-            for place in places:
-                # A photograph that cannot be read is then told before anything has changed.
-                self.photographs.get(self.view_number(first + place))
-        mean = paired(places, gradients)
+            groups = self._together(places, losses)
+        mean = paired(groups, gradients)
         with self._phase("exchange"):
             observations = ranks.share([seen[place] for place in places])
             present = [any(of_one) for of_one in zip(*(each.present for each in observations), strict=True)]
@@ -242,7 +270,7 @@ class Trainer:
                     len(self.scene.train),
                 )
                 drawn[observation.drawn] = 1
-        look = looks[places[0]]
+        (look,) = kept
         terms = torch.stack([observation.terms for observation in observations]).mean(0)
         return look, dict(zip(look.terms, terms, strict=True)), drawn
 

@@ -10,6 +10,7 @@ import torch
 
 from nfc_gs import cli
 from nfc_gs.benchmarks import cells, loads
+from nfc_gs.benchmarks.stopwatch import Stopwatch, Watch
 from nfc_gs.core.gaussians import Splats
 from nfc_gs.rasterizers.cpu import Cpu
 from tests.conftest import REPOSITORY
@@ -50,6 +51,13 @@ def test_a_peak_is_that_of_the_work_alone():
     low, high = json.loads(said.stdout)
     # Other threads may take or give back a little at the same time.
     assert 0.9 * 60 < high - low < 1.3 * 60
+
+
+def test_every_part_that_is_watched_is_there():
+    # Those on a GPU, too, where nobody looks on a machine without one.
+    with Watch(Stopwatch(lambda: 0.0)) as watch:
+        for place, part, then in (*cells.CPU_PARTS, *cells.GPU_PARTS):
+            watch.function(place, part, then)
 
 
 def test_where_linux_does_not_tell_the_reason_is_told(monkeypatch, tmp_path):

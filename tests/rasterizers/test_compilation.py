@@ -1,8 +1,11 @@
 """How gsplat's kernels are compiled, over a stand-in for gsplat; and what the doctor says of it."""
 
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 from nfc_gs.rasterizers import auto
 from nfc_gs.rasterizers import gsplat as ours
 from nfc_gs.rasterizers.gsplat import NoGpuError, compile_jobs, compile_kernels
+from tests.conftest import REPOSITORY
 
 # What gsplat 1.5.3 does when it compiles, in short: it deletes what is left of an earlier compilation.
 DELETES = """
@@ -76,6 +80,11 @@ def test_the_number_of_jobs_is_set_for_the_compilation_only(gsplat, tmp_path, mo
             "try: raise OSError('CUDA_HOME is not set')\nexcept OSError: raise ImportError('x.so: no such file')",
             "CUDA_HOME is",
         ),
+        # What is left where a link was broken off, or a disk was full.
+        (
+            "raise ImportError('/home/a/kernels/gsplat_cuda/gsplat_cuda.so: file too short')",
+            "file too short; delete /home/a/kernels/gsplat_cuda and start again",
+        ),
     ],
 )
 def test_a_compilation_that_fails_is_told_in_one_line(gsplat, backend, said):
@@ -83,6 +92,94 @@ def test_a_compilation_that_fails_is_told_in_one_line(gsplat, backend, said):
     with pytest.raises(NoGpuError, match=said) as refused:
         compile_kernels()
     assert len(str(refused.value).splitlines()) == 1
+
+
+def compiler_of(version, folder, monkeypatch):
+    (folder / "bin").mkdir()
+    (folder / "bin/nvcc").write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.88'\n")
+    (folder / "bin/nvcc").chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(folder))
+
+
+def test_a_compilation_that_fails_by_another_cudas_compiler_says_so(gsplat, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    (tmp_path / "cuda").mkdir()
+    compiler_of("12.8", tmp_path / "cuda", monkeypatch)
+    gsplat("raise ImportError('gsplat_cuda.so: undefined symbol: __cudaLaunchKernel')")
+    with pytest.raises(
+        NoGpuError, match=r"nvcc is 12\.8 but torch was built for CUDA 13\.0: make the two equal"
+    ) as refused:
+        compile_kernels()
+    assert "undefined symbol" in str(refused.value) and len(str(refused.value).splitlines()) == 1
+
+
+ONE_AFTER_THE_OTHER = """
+import os, time, types
+def note(word):
+    with open({path!r}, "a") as file:
+        file.write(f"{{word}} {{os.getpid()}}\\n")
+note("begins")
+time.sleep(0.5)
+note("ends")
+_C = types.SimpleNamespace(__file__="gsplat_cuda.so")
+"""
+
+
+def test_processes_of_one_machine_compile_one_after_the_other(gsplat, tmp_path):
+    gsplat(ONE_AFTER_THE_OTHER.format(path=str(tmp_path / "notes")))
+    code = "from nfc_gs.rasterizers.gsplat import compile_kernels; compile_kernels()"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}", "TMPDIR": str(tmp_path)}
+    started = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
+    notes = (tmp_path / "notes").read_text().split()
+    assert notes[0::2] == ["begins", "ends"] * 3
+    assert notes[1::4] == notes[3::4] and len(set(notes[1::4])) == 3
+
+
+@pytest.mark.parametrize(
+    ("built", "said", "told"),
+    [
+        (
+            "13.0",
+            RuntimeError(
+                "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver by "
+                "downloading\nand installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+            ),
+            "torch sees no CUDA device (The NVIDIA driver on your system is too old (found version 12020))",
+        ),
+        (
+            "13.0",
+            RuntimeError(
+                "Found no NVIDIA driver on your system. Please check that you\nhave an NVIDIA GPU and installed a driver."
+            ),
+            "torch sees no CUDA device (Found no NVIDIA driver on your system)",
+        ),
+        ("13.0", RuntimeError("No CUDA GPUs are available"), "torch sees no CUDA device (No CUDA GPUs are available)"),
+        (None, AssertionError("Torch not compiled with CUDA enabled"), "torch sees no CUDA device"),
+    ],
+)
+def test_a_driver_that_does_not_fit_is_told_in_one_line_and_not_warned_of(monkeypatch, built, said, told):
+    def init():
+        raise said
+
+    def is_available():
+        warnings.warn("CUDA initialization: the driver ...", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    ours._gsplat.cache_clear()
+    auto.choose.cache_clear()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(NoGpuError) as refused:
+                ours.Gsplat().device  # noqa: B018
+            assert str(refused.value) == f"rasterizer gsplat: {told}; use rasterizer.kind=cpu"
+            assert auto.choose().reason == f"cpu: {told}"
+    finally:
+        auto.choose.cache_clear()
 
 
 @pytest.mark.parametrize(("gigabytes", "jobs"), [(100, 16), (13, 4), (1, 1)])

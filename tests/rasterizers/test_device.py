@@ -1,6 +1,7 @@
 """On a CUDA device: what the gsplat backend does beside drawing, and whole trainings by every strategy and deformation."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from nfc_gs.core.ssim import mean_ssim
 from nfc_gs.rasterizers.gsplat import Gsplat
 from nfc_gs.training.optimizer import _step_seen, step_by_gsplat
 from tests.conftest import REPOSITORY
+from tests.rasterizers import scenes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,6 +32,8 @@ SETTINGS = {
     "packed": ["rasterizer.packed=true", "strategy.cap_max=1500"],
     "antialiased": ["rasterizer.antialiased=true"],
     "sparse": ["optimizer.sparse=true"],
+    "batch": ["batch=3", "strategy.kind=classic", "strategy.start=20", "strategy.every=40", "strategy.absgrad=true"],
+    "batch_packed": ["batch=3", "rasterizer.packed=true"],
     "coarse": ["schedule.coarse=2", "schedule.coarse_until=0.5", "batch=2"],
 }  # fmt: skip
 
@@ -93,6 +97,32 @@ def test_photographs_come_as_they_were_read_whether_asked_for_ahead_or_not():
         assert got.alpha is not None and torch.equal(got.alpha.cpu(), torch.from_numpy(pixels[view][..., 0]))
     assert feed.get(Wanted(1, 2)).rgb.shape == (20, 30, 3)
     feed.close()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_several_cameras_in_one_pass_see_what_each_sees_alone(packed):
+    cameras = [scenes.camera(90, 60).to("cuda") for _ in range(3)]
+    for number, camera in enumerate(cameras):
+        camera.world_to_camera[:3, 3] += 0.3 * torch.tensor([number, -number, number], device="cuda")
+    found = []
+    for batched in (True, False):
+        cloud = scenes.splats(400, 3, 3, torch.float32, "cuda")
+        generator = torch.Generator().manual_seed(5)
+        values = [torch.rand(400, 3, generator=generator).cuda().requires_grad_() for _ in cameras]
+        renderings = Gsplat(packed=packed, batched=batched).draw(
+            [replace(cloud, values=own) for own in values], cameras, [torch.ones(3, device="cuda")] * 3,
+            absgrad=True, weights=True,
+        )  # fmt: skip
+        by = torch.randn(3, 60, 90, 3, generator=generator).cuda()
+        sum((each.channels * of).sum() for each, of in zip(renderings, by, strict=True)).backward()
+        leaves = [getattr(cloud, name) for name in scenes.INPUTS[:-1]] + values
+        found.append([leaf.grad for leaf in leaves])
+        for each in renderings:
+            found[-1] += [each.channels.detach(), each.alpha.detach(), each.radii.float(), each.means2d.grad]
+            found[-1] += [each.absgrad(), each.weights()]
+    for one, other in zip(*found, strict=True):
+        # The same kernels, whose sums have no fixed order.
+        assert (one - other).norm() <= 1e-4 * other.norm()
 
 
 def trained(tmp_path, files, settings, name="run"):

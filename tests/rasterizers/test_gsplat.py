@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,97 @@ def test_a_rendering_says_what_the_references_says(monkeypatch, channels, extras
 
 def exact_intrinsics(fx, fy, cx, cy, device):
     return torch.tensor([[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]], dtype=torch.float64)
+
+
+def cameras_apart(*sizes):
+    """Cameras of these sizes, each somewhere else."""
+    cameras = [scenes.camera(*size) for size in sizes]
+    for number, camera in enumerate(cameras):
+        camera.world_to_camera[:3, 3] += 0.3 * torch.tensor([number, -number, number])
+    return cameras
+
+
+def several(rasterizer, cameras, extras):
+    """One cloud, with other values for each camera: all renderings, and the leaves with the gradients of one sum of them."""
+    generator = torch.Generator().manual_seed(5)
+    cloud = scenes.splats(120, 3, 3)
+    values = [torch.rand(120, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in cameras]
+    backgrounds = list(torch.rand(len(cameras), 3, generator=generator, dtype=torch.float64))
+    mine = [replace(cloud, values=own) for own in values]
+    renderings = rasterizer.draw(mine, cameras, backgrounds, **extras)
+    loss = torch.zeros((), dtype=torch.float64)
+    for camera, rendering in zip(cameras, renderings, strict=True):
+        by = torch.randn(camera.height, camera.width, 3, generator=generator, dtype=torch.float64)
+        loss = loss + (rendering.channels * by).sum() + (rendering.alpha * by[..., 0]).sum()
+        if rendering.depth is not None:
+            loss = loss + (rendering.depth * by[..., 1]).sum()
+    loss.backward()
+    return renderings, [getattr(cloud, name) for name in scenes.INPUTS[:-1]] + values
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many cameras each call of gsplat's function had."""
+    counted = []
+
+    def rasterization(**arguments):
+        counted.append(len(arguments["viewmats"]))
+        return stand_in.rasterization(**arguments)
+
+    package = stand_in.package()
+    package.rasterization = rasterization
+    monkeypatch.setattr(gsplat, "_gsplat", lambda: package)
+    return counted
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("extras", EXTRAS, ids=lambda extras: " ".join(extras) or "plain")
+def test_several_cameras_in_one_pass_see_what_each_sees_alone(monkeypatch, calls, extras, packed):
+    monkeypatch.setattr(gsplat, "_intrinsics", exact_intrinsics)
+    cameras = cameras_apart((30, 20), (30, 20), (30, 20))
+    found, ours = several(Gsplat(packed=packed), cameras, extras)
+    assert calls == [3]
+    right, theirs = several(Reference(), cameras, extras)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, **EXACT)
+    picture = torch.rand(20, 30, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for one, other in zip(found, right, strict=True):
+        for name in ("channels", "alpha", "depth", "radii"):
+            here, there = getattr(one, name), getattr(other, name)
+            assert (here is None) == (there is None)
+            if here is not None:
+                torch.testing.assert_close(here.detach(), there.detach(), **EXACT)
+        torch.testing.assert_close(one.means2d.grad, other.means2d.grad, **EXACT)
+        for name in ("absgrad", "weights"):
+            if extras.get(name):
+                torch.testing.assert_close(getattr(one, name)(), getattr(other, name)(), **EXACT)
+        for here, there in zip(one.gather(picture), other.gather(picture), strict=True):
+            torch.testing.assert_close(here, there, **EXACT)
+    # Each camera sees others of them: else one camera's statistics could pass for another's.
+    assert not torch.equal(found[0].radii, found[1].radii)
+
+
+def test_cameras_that_do_not_fit_together_are_drawn_one_after_the_other(monkeypatch, calls):
+    monkeypatch.setattr(gsplat, "_intrinsics", exact_intrinsics)
+    two = cameras_apart((30, 20), (30, 20))
+    cases = {
+        "sizes": (Gsplat(), cameras_apart((30, 20), (20, 30))),
+        "near": (Gsplat(), [two[0], replace(two[1], near=0.5)]),
+        "unwanted": (Gsplat(batched=False), two),
+    }
+    for rasterizer, cameras in cases.values():
+        calls.clear()
+        found, ours = several(rasterizer, cameras, {})
+        assert calls == [1, 1]
+        right, theirs = several(Reference(), cameras, {})
+        for one, other in zip(found, right, strict=True):
+            torch.testing.assert_close(one.channels, other.channels, **EXACT)
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one.grad, other.grad, **EXACT)
+    clouds = [scenes.splats(50, 3, seed) for seed in (1, 2)]
+    calls.clear()
+    assert len(Gsplat().draw(clouds, two, [torch.zeros(3, dtype=torch.float64)] * 2)) == 2
+    assert calls == [1, 1]
 
 
 def test_weights_are_known_though_no_loss_saw_the_picture():

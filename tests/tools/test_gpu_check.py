@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -211,6 +213,67 @@ def test_nothing_is_begun_that_does_not_fit(on_a_gpu):
     assert on_a_gpu.begun == ["bench regression 100"]
 
 
+def test_nfc_is_averaged_over_a_training_where_both_its_steps_were_timed(on_a_gpu, monkeypatch):
+    ratios = {"nfc": 1.2, "nfc_off": 1.05}
+    plain = globals()["bench"]
+
+    def measured(words):
+        found = plain(words)
+        return found | {"ratio": {**found["ratio"], "median": ratios[words[1]]}, "acts": 0.6}
+
+    monkeypatch.setitem(globals(), "bench", measured)
+    assert on_a_gpu("--parts", "bench,table", "--kinds", "nfc,nfc_off", "--splats", "100") == 0
+    # 0.6 x 1.2 + 0.4 x 1.05
+    assert "nfc averaged over a training, 60% of it with its loss: 1.14 (100 splats, 40x30)" in on_a_gpu.table
+
+
+def test_fused_ssim_is_timed_only_where_it_is_installed_and_once_a_size(on_a_gpu):
+    on_a_gpu.machine = GPU | {"missing_optional": {"bench ssim": ["fused-ssim"]}}
+    assert on_a_gpu("--parts", "bench", "--kinds", "regression,ssim") == 0
+    assert on_a_gpu.begun == ["bench regression 100", "bench regression 200"]
+    assert on_a_gpu.record["pieces"]["bench ssim 100 40x30"]["tail"] == "missing: fused-ssim"
+
+
+def test_each_piece_keeps_the_commit_that_it_was_made_at(on_a_gpu):
+    assert on_a_gpu("--parts", "build", "--commit", "one") == 0
+    assert on_a_gpu("--parts", "build,bench,table", "--splats", "100", "--commit", "two") == 0
+    assert [piece["commit"] for piece in on_a_gpu.record["pieces"].values()] == ["one", "two"]
+    assert "commit two" in on_a_gpu.table and "At commit one: build." in on_a_gpu.table
+
+
+def test_a_copy_without_git_is_known_by_its_sources(gpu_check, monkeypatch, tmp_path):
+    copy = tmp_path / "copy"
+    (copy / "nfc_gs").mkdir(parents=True)
+    (copy / "nfc_gs/a.py").write_text("1")
+    monkeypatch.setattr(gpu_check, "REPOSITORY", copy)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    first = gpu_check._commit()
+    assert re.fullmatch(r"unknown, sources [0-9a-f]{12}", first)
+    (copy / "nfc_gs/a.py").write_text("2")
+    assert gpu_check._commit() != first
+
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", *who, *words], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    # Within another repository, whose commit it is not.
+    folder = tmp_path
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "other")
+    monkeypatch.delenv("GIT_CEILING_DIRECTORIES")
+    assert gpu_check._commit().startswith("unknown, sources ")
+    folder = copy
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "own")
+    head = git("rev-parse", "HEAD")
+    assert gpu_check._commit() == head
+    (copy / "nfc_gs/a.py").write_text("3")
+    assert gpu_check._commit().startswith(f"{head} with changes, sources ")
+
+
 def test_a_part_whose_packages_are_missing_is_skipped(on_a_gpu):
     on_a_gpu.machine = GPU | {"missing_optional": {"tests": ["hypothesis"]}}
     assert on_a_gpu("--parts", "tests,compare") in (0, 1)
@@ -280,6 +343,69 @@ def test_the_minimal_loop_sees_the_loss_that_our_trainer_sees(gpu_parts):
     assert loop.optimizers["means"].param_groups[0]["lr"] == pytest.approx(1.6e-4 * 0.01 ** (30 / STEPS))
     trainer.photographs.close()
     trainer.held_out.close()
+
+
+class Halving:
+    """In the place of gsplat's strategy: remembers in tensors, and drops every other splat after the third step, as it does."""
+
+    def __init__(self, interrupted_at=None):
+        self.interrupted_at = interrupted_at
+
+    def check_sanity(self, params, optimizers):
+        pass
+
+    def initialize_state(self, scene_scale):
+        return {"count": None, "scene_scale": scene_scale}
+
+    def step_pre_backward(self, params, optimizers, state, step, info):
+        pass
+
+    def step_post_backward(self, params, optimizers, state, step, info, packed):
+        counted = (params["means"].detach() != 0).float().sum(1)
+        state["count"] = counted if state["count"] is None else state["count"] + counted
+        if step == self.interrupted_at:
+            signal.raise_signal(signal.SIGTERM)
+        if step != 2:
+            return
+        for name, optimizer in optimizers.items():
+            old = params[name]
+            new = torch.nn.Parameter(old.detach()[::2])
+            state_of = optimizer.state.pop(old)
+            for key in ("exp_avg", "exp_avg_sq"):
+                state_of[key] = state_of[key][::2]
+            optimizer.state[new], optimizer.param_groups[0]["params"] = state_of, [new]
+            params[name] = new
+        state["count"] = state["count"][::2]
+
+
+@pytest.mark.parametrize("interrupted_at", [1, 4])
+def test_a_minimal_loop_that_was_told_to_end_goes_on_as_if_it_had_not_been(gpu_parts, tmp_path, interrupted_at):
+    load, steps, kept = shells(60, 0).seen(24, 16), 8, tmp_path / "kept.pt"
+    photographs = torch.randint(256, (3, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def loop(strategy):
+        shots = [Shot(load.camera, photograph) for photograph in photographs]
+        return MinimalLoop(params_of_load(load), shots, gpu_parts.rasterization_on_cpu, strategy, "cpu", steps)
+
+    now = iter(range(100)).__next__
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        whole = loop(Halving())
+        assert gpu_parts._to_the_end(whole, steps, tmp_path / "whole.pt", now) == 1
+        with pytest.raises(SystemExit) as ended:
+            gpu_parts._to_the_end(loop(Halving(interrupted_at)), steps, kept, now)
+        assert ended.value.code == 130
+        resumed = loop(Halving())
+        # Both calls' seconds, by a clock that goes on by one at each look.
+        assert gpu_parts._to_the_end(resumed, steps, kept, now) == 2
+        # And once more, when all is done.
+        assert gpu_parts._to_the_end(loop(Halving()), steps, kept, now) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(resumed.params["means"]) == 30 and resumed.done == steps
+    for name, value in whole.params.items():
+        assert torch.equal(resumed.params[name], value), name
+    assert torch.equal(resumed.state["count"], whole.state["count"])
 
 
 def test_paired_works_take_turns_and_are_timed_by_the_clock():

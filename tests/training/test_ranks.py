@@ -5,14 +5,15 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from nfc_gs import cli
+from nfc_gs import __version__, cli
 from nfc_gs.config import load
-from nfc_gs.training import run
+from nfc_gs.training import ranks, run
 from nfc_gs.training.experiment import Experiment
 from nfc_gs.training.ranks import RankError, Ranks, paired
 from nfc_gs.training.trainer import Trainer
@@ -157,11 +158,15 @@ said = {}
 def refuse():
     if here.rank == 1:
         raise DatasetError("data/fox: no such folder")
+sources = ranks._sources
 for name, act in {
     "data": lambda: here.together(refuse),
     "settings": lambda: here.divide(load(Experiment, [Path(sys.argv[1])], ["batch=2", f"seed={here.rank}"])),
+    "commits": lambda: here.divide(load(Experiment, [Path(sys.argv[1])], ["batch=2"])),
     "program": lambda: here.agree({"torch": "2.0" if here.first else "3.0"}),
 }.items():
+    # As if the files of one were of another commit.
+    ranks._sources = (lambda experiment: f"of {here.rank}") if name == "commits" else sources
     try:
         act()
     except UserError as mistake:
@@ -200,6 +205,8 @@ def test_processes_agree_add_up_and_do_not_wait_for_ever():
         == "seed: process 0 has 0, process 1 of 2 has 1; all processes need the same"
     )
     assert one["data"] == "data/fox: no such folder"
+    differ = f"nfc-gs: process 0 has {__version__} (sources of 0), process 1 of 2 has {__version__} (sources of 1)"
+    assert zero["commits"] == one["commits"] == f"{differ}; all processes need the same"
     assert (
         zero["program"]
         == one["program"]
@@ -221,6 +228,40 @@ def test_processes_agree_add_up_and_do_not_wait_for_ever():
         assert mine["edit"] == [[0, 1, 2], [True, False, False], [[0.0] * 3] * 3, []]
         assert mine["drawn"] == torch.rand(2, generator=torch.Generator().manual_seed(0)).tolist()
     assert "process 0 of 2: another process was silent for 8 s (--timeout)" in zero["silence"]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        # As NCCL says it, by torch 2.x.
+        (
+            "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=61, OpType=ALLTOALL, NumelIn=2, NumelOut=2, "
+            "Timeout(ms)=9000) ran for 9012 milliseconds before timing out.\nException raised from checkTimeout",
+            "another process was silent for 9 s (--timeout)",
+        ),
+        (
+            "NCCL error in: ProcessGroupNCCL.cpp:2251, remote process exited or there was a network error, NCCL version 2.26.2\n"
+            "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+            "another process has ended",
+        ),
+    ],
+)
+def test_what_nccl_says_of_others_becomes_one_line(said, expected):
+    with pytest.raises(RankError) as refusal, Ranks(rank=0, count=2, timeout=9.0)._listening():
+        raise torch.distributed.DistBackendError(said)
+    assert str(refusal.value).startswith(f"process 0 of 2: {expected}") and "\n" not in str(refusal.value)
+    assert "the last checkpoint is kept" in str(refusal.value)
+
+
+def test_another_commit_has_other_sources(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text("1")
+    here = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(ranks.importlib.util, "find_spec", lambda name: here)
+    experiment = load(Experiment, [REPOSITORY / "configs/toy.yaml"])
+    first = ranks._facts(experiment)["nfc-gs"]
+    assert ranks._facts(experiment)["nfc-gs"] == first
+    (tmp_path / "a.py").write_text("2")
+    assert ranks._facts(experiment)["nfc-gs"] != first
 
 
 @pytest.mark.parametrize(
