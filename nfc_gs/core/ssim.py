@@ -129,7 +129,7 @@ class _MeanSSIM(torch.autograd.Function):
             ctx.save_for_backward(torch.zeros_like(x))
             return x.new_ones(())
         weights = np.empty((0, width), np.float32) if mask is None else mask.float().contiguous().numpy()
-        gradient = torch.empty(x.shape if wanted else (0, width, 3))
+        gradient = torch.zeros(x.shape if wanted else (0, width, 3))
         sums = np.empty(height)
         pictures = [p.detach().contiguous().view(height, -1).numpy() for p in (x, y)]
         rows.split(
