@@ -18,7 +18,7 @@ from nfc_gs.core.ordering import morton_order
 from nfc_gs.core.scene import Scene
 from nfc_gs.core.transfer import sent
 from nfc_gs.evaluation import Evaluation, Lpips, evaluate
-from nfc_gs.losses.base import LossTerm, MemoryLoss, PlaneLoss
+from nfc_gs.losses.base import LossTerm, MemoryLoss, PlaneLoss, weighted
 from nfc_gs.model import Picture, SplatModel, Target, compare, compose
 from nfc_gs.training.callbacks.base import End, Listener, Report, Session
 from nfc_gs.training.experiment import Experiment
@@ -176,9 +176,10 @@ class Trainer:
         self.changing = True
         with self._phase("losses"):
             comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
-            terms = {kind: loss.weight * loss.every * loss(comparison) for kind, loss in losses.items()}
-            terms |= model.field.penalties(model.gaussians, camera.time)
-        total = torch.stack(list(terms.values())).sum()
+            terms, total = weighted(losses, comparison)
+            penalties = model.field.penalties(model.gaussians, camera.time)
+            if penalties:
+                terms, total = terms | penalties, total + torch.stack(list(penalties.values())).sum()
         looks = total.device.type == "cpu" or step % CHECK_EVERY == 1
         if looks and not torch.isfinite(total):
             values = ", ".join(f"{kind} {float(term.detach()):.3g}" for kind, term in terms.items())
