@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -189,7 +189,9 @@ class Trainer:
             )
         with self._phase("backward"):
             if total.requires_grad:
-                total.backward()
+                # The gradients of several views are added up, and some sent away: they must be written out.
+                with self.optimizer.listening() if experiment.batch == 1 else nullcontext():
+                    total.backward()
         if picture.rendering.means2d.grad is None:
             raise TrainingError(
                 f"losses: of those that act at step {step} ({', '.join(losses)}) none compares the picture with the "
