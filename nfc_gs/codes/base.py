@@ -207,6 +207,16 @@ def chance(logits: Float[Tensor, "*shape K"], bit: int) -> Float[Tensor, "*shape
     return torch.sigmoid(logits[..., bit])
 
 
+def level(values: Float[Tensor, "*shape"], bits: int, bit: int) -> Float[Tensor, "*shape"]:
+    """How far values in [0, 1] are above threshold number `bit` of `bits`, in steps, between 0 and 1. Differentiable."""
+    if values.device.type != "cpu" or values.dtype != torch.float32 or values.requires_grad:
+        return (values * bits - bit).clamp(0, 1)
+    levels = torch.empty(values.shape)
+    arrays = _flat(values), bits, bit, levels.view(-1).numpy()
+    rows.split(kernels.levels, values.numel(), threads_for(values.numel()), *arrays)
+    return levels
+
+
 @dataclass(frozen=True, kw_only=True)
 class _WordsPull(Pull):
     """The gradient of words of logits [N * K], from those of their values and of the sigmoids of a bit that is marked."""

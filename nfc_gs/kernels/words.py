@@ -144,3 +144,19 @@ def step(
             logits[here], gradient, moments[here], squares[here],
             fade, fade_squares, rate, root, epsilon, (end - begin) * width,
         )  # fmt: skip
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def levels(first, last, values, bits, bit, out):
+    """Writes how far the numbers first .. last are above threshold number `bit` of `bits`, in steps, between 0 and 1."""
+    _levels(values[first:last], float32(bits), float32(bit), out[first:last], last - first)
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _levels(values, bits, bit, out, n):
+    zero, one = float32(0), float32(1)
+    for i in range(n):
+        level = values[i] * bits - bit
+        # In this order, so that what is not a number stays that.
+        level = zero if level < zero else level
+        out[i] = one if level > one else level
