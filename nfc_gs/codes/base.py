@@ -231,26 +231,20 @@ class _WordsPull(Pull):
     @classmethod
     def of_values(cls, logits: Tensor, weights: Tensor, gradient: Tensor) -> "_WordsPull":
         """By the gradient of the words' values, which are sums of these weights."""
-        return cls._of(logits, _flat(weights), np.zeros(len(weights), np.float32), _flat(gradient), _nothing())
+        return cls._of(logits, gradient, _flat(weights), np.zeros(len(weights), np.float32))
 
     @classmethod
     def of_chances(cls, logits: Tensor, bit: int, gradient: Tensor) -> "_WordsPull":
         """By that of the sigmoids of one bit."""
         marks = np.zeros(logits.shape[-1], np.float32)
         marks[bit] = 1
-        return cls._of(logits, np.zeros_like(marks), marks, _nothing(), _flat(gradient))
+        return cls._of(logits, gradient, np.zeros_like(marks), marks)
 
     @classmethod
-    def _of(
-        cls, logits: Tensor, weights: np.ndarray, marks: np.ndarray, by_values: np.ndarray, by_chances: np.ndarray
-    ) -> "_WordsPull":
+    def _of(cls, logits: Tensor, gradient: Tensor, weights: np.ndarray, marks: np.ndarray) -> "_WordsPull":
+        pull, together = _flat(gradient), logits.shape[1:-1].numel()
         return cls(
-            logits=_flat(logits),
-            weights=weights,
-            marks=marks,
-            together=logits.shape[1:-1].numel(),
-            by_values=by_values,
-            by_chances=by_chances,
+            logits=_flat(logits), weights=weights, marks=marks, together=together, by_values=pull, by_chances=pull
         )
 
     def write(self, first: int, last: int, gradient: np.ndarray) -> None:
@@ -267,19 +261,15 @@ class _WordsPull(Pull):
         """With one of a bit, if this one is of values, or the other way round."""
         if not isinstance(other, _WordsPull):
             return None
-        if other.by_values.size == self.by_chances.size == 0:
+        if not self.marks.any() and not other.weights.any():
             return replace(self, marks=other.marks, by_chances=other.by_chances)
-        if other.by_chances.size == self.by_values.size == 0:
+        if not self.weights.any() and not other.marks.any():
             return replace(self, weights=other.weights, by_values=other.by_values)
         return None
 
     @property
     def _inputs(self) -> tuple[object, ...]:
         return self.by_values, self.weights, self.by_chances, self.marks, self.together
-
-
-def _nothing() -> np.ndarray:
-    return np.empty(0, np.float32)
 
 
 def _flat(tensor: Tensor) -> np.ndarray:

@@ -19,21 +19,39 @@ from nfc_gs.kernels.simd import (
 
 # Bits that are loaded and stored at once, for 16 words.
 GROUP = 4
-_CHUNK = 64  # words whose gradient is made at a time
+_CHUNK = 512  # words whose gradient is made at a time: so many that what is read of it has long been written
 _MINUS_LOG2E = np.float32(-np.log2(np.e))
 # exp2 takes no more; the sigmoid is then 1e-38, or one but for that.
 _FARTHEST = np.float32(126)
 # NaN stays what it is, so that a training that has gone astray is seen.
 _SETTINGS = {"nogil": True, "fastmath": {"nsz", "contract", "reassoc", "arcp"}, "error_model": "numpy", "cache": True}
+_INLINE = _SETTINGS | {"forceinline": True}
 
 
-@njit(**_SETTINGS)
+@njit(**_INLINE)
 def _sigmoid(logits):
     """Sixteen sigmoids."""
     exponent = logits * fill(_MINUS_LOG2E)
     exponent = select(exponent > fill(_FARTHEST), fill(_FARTHEST), exponent)
     exponent = select(exponent < fill(-_FARTHEST), fill(-_FARTHEST), exponent)
     return fill(float32(1)) / (fill(float32(1)) + exp2(exponent))
+
+
+@njit(**_INLINE)
+def _rows(width):
+    """Where sixteen words of `width` numbers begin, and sixteen numbers."""
+    words, numbers = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    find_rows_of(width, 0, LANES, words)
+    find_rows_of(1, 0, LANES, numbers)
+    return words, numbers
+
+
+@njit(**_INLINE)
+def _shorten(rows, width, word, last):
+    """Makes what begins at word `word` end before `last`, which only the last sixteen of all need."""
+    if word + LANES > last:
+        find_rows_of(width, 0, last - word, rows[0])
+        find_rows_of(1, 0, last - word, rows[1])
 
 
 @njit(**_SETTINGS)
@@ -48,61 +66,52 @@ def expectations(first, last, logits, weights, values):
         values: [N].
     """
     width = weights.size
-    grouped = width // GROUP * GROUP
-    starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    grouped, rows = width // GROUP * GROUP, _rows(width)
     for word in range(first, last, LANES):
-        find_rows_of(width, word, last, starts)
-        find_rows_of(1, word, last, places)
+        _shorten(rows, width, word, last)
         total = fill(float32(0))
         for bit in range(0, grouped, GROUP):
-            a, b, c, d = load_columns(logits, starts, bit)
+            a, b, c, d = load_columns(logits, rows[0], word * width + bit)
             total = fma(fill(weights[bit]), _sigmoid(a), fma(fill(weights[bit + 1]), _sigmoid(b), total))
             total = fma(fill(weights[bit + 2]), _sigmoid(c), fma(fill(weights[bit + 3]), _sigmoid(d), total))
         for bit in range(grouped, width):
-            total = fma(fill(weights[bit]), _sigmoid(gather(logits, starts, bit)), total)
-        scatter(values, places, 0, total)
+            total = fma(fill(weights[bit]), _sigmoid(gather(logits, rows[0], word * width + bit)), total)
+        scatter(values, rows[1], word, total)
 
 
 @njit(**_SETTINGS)
 def one_bit(first, last, logits, width, bit, chances):
     """Writes the sigmoids [N] of one bit of words first .. last; `logits` are [N K], flat, with K the width."""
-    starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    rows = _rows(width)
     for word in range(first, last, LANES):
-        find_rows_of(width, word, last, starts)
-        find_rows_of(1, word, last, places)
-        scatter(chances, places, 0, _sigmoid(gather(logits, starts, bit)))
+        _shorten(rows, width, word, last)
+        scatter(chances, rows[1], word, _sigmoid(gather(logits, rows[0], word * width + bit)))
 
 
-@njit(**_SETTINGS)
+@njit(**_INLINE)
 def _slope(logits, pull, weight, push, marked):
     """Sixteen slopes of one bit: of its share of the value, and of itself if it is marked."""
     chance = _sigmoid(logits)
     return (pull * weight + push * marked) * (chance * (fill(float32(1)) - chance))
 
 
-@njit(**_SETTINGS)
-def _write_some(word, last, by_values, weights, by_chances, marks, logits, starts, out):
-    """`write` of at most sixteen words, to the start of `out`."""
+@njit(**_INLINE)
+def _write_some(word, last, by_values, weights, by_chances, marks, logits, rows, out, at):
+    """`write` of at most sixteen words, to `out` from `at` on."""
     width = weights.size
     grouped = width // GROUP * GROUP
-    find_rows_of(1, word, last, starts[0])
-    pull, push = fill(float32(0)), fill(float32(0))
-    if by_values.size > 0:
-        pull = gather(by_values, starts[0], 0)
-    if by_chances.size > 0:
-        push = gather(by_chances, starts[0], 0)
-    find_rows_of(width, word, last, starts[0])
-    find_rows_of(width, 0, min(LANES, last - word), starts[1])
+    _shorten(rows, width, word, last)
+    pull, push = gather(by_values, rows[1], word), gather(by_chances, rows[1], word)
     for bit in range(0, grouped, GROUP):
-        a, b, c, d = load_columns(logits, starts[0], bit)
+        a, b, c, d = load_columns(logits, rows[0], word * width + bit)
         a = _slope(a, pull, weights[bit], push, marks[bit])
         b = _slope(b, pull, weights[bit + 1], push, marks[bit + 1])
         c = _slope(c, pull, weights[bit + 2], push, marks[bit + 2])
         d = _slope(d, pull, weights[bit + 3], push, marks[bit + 3])
-        store_columns(out, starts[1], bit, a, b, c, d)
+        store_columns(out, rows[0], at + bit, a, b, c, d)
     for bit in range(grouped, width):
-        lanes = _slope(gather(logits, starts[0], bit), pull, weights[bit], push, marks[bit])
-        scatter(out, starts[1], bit, lanes)
+        lanes = _slope(gather(logits, rows[0], word * width + bit), pull, weights[bit], push, marks[bit])
+        scatter(out, rows[0], at + bit, lanes)
 
 
 @njit(**_SETTINGS)
@@ -112,18 +121,18 @@ def write(first, last, by_values, weights, by_chances, marks, together, logits, 
     Args:
         first: first row.
         last: one behind the last row.
-        by_values: the gradient of the words' values [N], or of none if they have no part in it.
-        weights: of a word's bits, [K].
-        by_chances: that of the sigmoids [N] of one bit, or of none.
-        marks: one for that bit, zero for the others, [K].
+        by_values: the gradient of the words' values [N].
+        weights: of a word's bits, [K]; zeros if values have no part in it.
+        by_chances: that of the sigmoids [N] of one bit.
+        marks: one for that bit, zero for the others, [K]; zeros if sigmoids have no part in it.
         together: how many words a row has.
         logits: of the words.
         gradient: what is written.
     """
-    width, starts = weights.size, np.empty((2, LANES), np.int64)
-    for word in range(first * together, last * together, LANES):
-        out = gradient[word * width :]
-        _write_some(word, last * together, by_values, weights, by_chances, marks, logits, starts, out)
+    rows, end = _rows(weights.size), last * together
+    for word in range(first * together, end, LANES):
+        at = word * weights.size
+        _write_some(word, end, by_values, weights, by_chances, marks, logits, rows, gradient, at)
 
 
 @njit(**_SETTINGS)
@@ -132,13 +141,13 @@ def step(
     logits, moments, squares, fade, fade_squares, rate, root, epsilon,
 ):  # fmt: skip
     """Adam's step of the logits in the rows first .. last, see `adam.step`; `write`'s gradient stays in the cache."""
-    width, starts = weights.size, np.empty((2, LANES), np.int64)
-    gradient = np.empty(_CHUNK * width, np.float32)
+    width = weights.size
+    rows, gradient = _rows(width), np.empty(_CHUNK * width, np.float32)
     for begin in range(first * together, last * together, _CHUNK):
         end = min(begin + _CHUNK, last * together)
         for word in range(begin, end, LANES):
-            out = gradient[(word - begin) * width :]
-            _write_some(word, end, by_values, weights, by_chances, marks, logits, starts, out)
+            at = (word - begin) * width
+            _write_some(word, end, by_values, weights, by_chances, marks, logits, rows, gradient, at)
         here = slice(begin * width, end * width)
         step_numbers(
             logits[here], gradient, moments[here], squares[here],
