@@ -10,6 +10,7 @@ so that a row has the same bits whoever computes it.
 import numpy as np
 from numba import float32, njit
 
+from nfc_gs.kernels.patterns import pattern
 from nfc_gs.kernels.simd import LANES, load, store
 
 RADIUS = 5
@@ -31,7 +32,7 @@ _C1, _C2 = np.float32(C1), np.float32(C2)
 _ROWS = 4  # that are blurred across at once
 _READ = _ROWS + 2 * RADIUS  # rows that they read
 _RING = 16  # at least so many, and a power of two
-_PAD = 3 * RADIUS  # three channels are interleaved
+_PAD = LANES  # of a row on both sides: more than five pixels of three channels
 # What is divided or summed is plain loops; LLVM vectorizes those, but none over the eleven rows of a window.
 _SETTINGS = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
 _INLINE = _SETTINGS | {"forceinline": True}
@@ -44,13 +45,23 @@ def _blurred(a):
     return total + _W2 * (a[2] + a[8]) + _W1 * (a[1] + a[9]) + _W0 * (a[0] + a[10])
 
 
+_four, _ten = pattern(range(4, 4 + LANES)), pattern(range(10, 10 + LANES))
+_six, _twelve = pattern(range(6, 6 + LANES)), pattern(range(12, 12 + LANES))
+
+
 @njit(**_SETTINGS)
 def _along(line, out):
-    """Blurs one padded row; `out` is as long as whole lanes need."""
+    """Blurs one padded row; `out` is as long as whole lanes need.
+
+    Half of what lies between the lanes' places is read, half is put together of what was: a processor does both at once.
+    """
+    a, b = load(line, 0), load(line, LANES)
     for i in range(0, out.size, LANES):
-        a = load(line, i), load(line, i + 3), load(line, i + 6), load(line, i + 9), load(line, i + 12)
-        b = load(line, i + 18), load(line, i + 21), load(line, i + 24), load(line, i + 27), load(line, i + 30)
-        store(out, i, _blurred((*a, load(line, i + 15), *b)))
+        c = load(line, i + 2 * LANES)
+        before = load(line, i + 1), _four(a, b), load(line, i + 7), _ten(a, b), load(line, i + 13)
+        after = load(line, i + 19), _six(b, c), load(line, i + 25), _twelve(b, c), load(line, i + 31)
+        store(out, i, _blurred((*before, b, *after)))
+        a, b = b, c
 
 
 @njit(**_INLINE)
@@ -82,10 +93,10 @@ def _products(x, y, line_x, line_y, line_xx, line_xy, n):
     """Pads a row of each picture and of the two products that SSIM blurs: x^2 + y^2 (only the sum is needed) and xy."""
     for i in range(n):
         a, b = x[i], y[i]
-        line_x[i + 15] = a
-        line_y[i + 15] = b
-        line_xx[i + 15] = a * a + b * b
-        line_xy[i + 15] = a * b
+        line_x[_PAD + i] = a
+        line_y[_PAD + i] = b
+        line_xx[_PAD + i] = a * a + b * b
+        line_xy[_PAD + i] = a * b
 
 
 @njit(**_SETTINGS)
@@ -111,10 +122,10 @@ def _slopes(u, v, squares, product, out, line_u, line_squares, line_product, n):
         by_squares = -similarity * b1 * inverse
         by_product = float32(2) * a1 * inverse
         out[i] = similarity
-        line_squares[i + 15] = by_squares
-        line_product[i + 15] = by_product
+        line_squares[_PAD + i] = by_squares
+        line_product[_PAD + i] = by_product
         # u also moves both covariances: squares - u^2 - v^2 and product - uv.
-        line_u[i + 15] = (
+        line_u[_PAD + i] = (
             float32(2) * b * a2 * inverse
             - float32(2) * a * similarity * b2 * inverse
             - float32(2) * a * by_squares
