@@ -1,5 +1,6 @@
 """One optimization step, read top to bottom: photograph in, better Gaussians out."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -83,8 +84,9 @@ class Trainer:
             for kind, loss in experiment.losses.items()
             if isinstance(loss, MemoryLoss)
         }
-        self._moments = np.array([view.camera.time for view in scene.train])
-        self._middle = 0.5 * (self._moments.min() + self._moments.max())
+        moments = np.array([view.camera.time for view in scene.train])
+        # How far each view's time is from the middle of the time.
+        self._apart = np.abs(moments - 0.5 * (moments.min() + moments.max())).tolist()
         self.done = 0
         self.seconds = 0.0
         self.best_psnr = -float("inf")
@@ -181,7 +183,7 @@ class Trainer:
             if penalties:
                 terms, total = terms | penalties, total + torch.stack(list(penalties.values())).sum()
         looks = total.device.type == "cpu" or step % CHECK_EVERY == 1
-        if looks and not torch.isfinite(total):
+        if looks and not math.isfinite(total.item()):
             values = ", ".join(f"{kind} {float(term.detach()):.3g}" for kind, term in terms.items())
             raise TrainingError(
                 f"the loss is no longer a number at step {step} ({values}); lower the learning rates; the last checkpoint "
@@ -321,7 +323,7 @@ class Trainer:
         while len(self._order) <= look:
             order = np.random.default_rng([self.experiment.seed, 0, self._epochs]).permutation(len(self.scene.train))
             half = self.window(len(self._order) // self.experiment.batch)
-            self._order += [int(i) for i in order if abs(self._moments[i] - self._middle) <= half]
+            self._order += [i for i in order.tolist() if self._apart[i] <= half]
             self._epochs += 1
         return self._order[look]
 
@@ -338,9 +340,9 @@ class Trainer:
     def window(self, step: int) -> float:
         """How far from the middle of the time a view may be to be looked at at this step."""
         settings = self.experiment.time
-        widest = float(np.abs(self._moments - self._middle).max())
+        widest = max(self._apart)
         # The nearest view is always within.
-        narrowest = max(min(settings.window, widest), float(np.abs(self._moments - self._middle).min()))
+        narrowest = max(min(settings.window, widest), min(self._apart))
         share = step / self.experiment.steps
         if settings.window == 0 or share >= settings.window_until:
             return widest
