@@ -9,7 +9,6 @@ from torch import Tensor
 
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.core import channels
-from nfc_gs.core.activations import exponential
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Gaussians, Population, Splats
 from nfc_gs.core.rendering import Rendering
@@ -134,7 +133,7 @@ class SplatModel:
         behind = [loss.background(background, appearance) for loss in planes.values()]
         splats = Splats(
             means=moved.means,
-            scales=exponential(moved.log_scales),
+            scales=moved.log_scales.exp(),
             quats=moved.quats,
             opacities=self.opacities_of(moved),
             values=channels.join([colours, *extra.values()]) if extra else colours,
