@@ -16,8 +16,9 @@ from nfc_gs.kernels.threads import part, share, thread_count
 class RowSum:
     """`offset` + `factor` times the sum of one number for each row of `picture`.
 
-    `kernel(first, last, *inputs, scale, sums, gradient)` writes the numbers of the rows first .. last to `sums`, float64 [H],
-    and adds `scale` times their gradient by the picture to `gradient`, float32 [H M]; that has no rows if none is wanted.
+    `kernel(first, last, *inputs, scale, sums, fresh, gradient)` writes the numbers of the rows first .. last to `sums`,
+    float64 [H], and adds `scale` times their gradient by the picture to `gradient`, float32 [H M]; that has no rows if none is
+    wanted, and counts as zero so far if it is `fresh`.
     """
 
     picture: Float[Tensor, "H W *rest"]
@@ -67,11 +68,12 @@ class _WeightedTotal(torch.autograd.Function):
 
         def add(number: int) -> None:
             first, last = part(height, number, threads)
-            for gradient in arrays.values():
-                gradient[first:last] = 0
+            begun: set[int] = set()
             for (each, weight), row in zip(weighted, found, strict=True):
                 scale = np.float32(weight * each.factor)
-                each.kernel(first, last, *each.inputs, scale, row, arrays[id(each.picture)])
+                fresh = id(each.picture) not in begun
+                each.kernel(first, last, *each.inputs, scale, row, fresh, arrays[id(each.picture)])
+                begun.add(id(each.picture))
 
         share(add, threads)
         values += [each.offset + each.factor * float(row.sum()) for (each, _), row in zip(weighted, found, strict=True)]

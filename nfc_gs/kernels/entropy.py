@@ -109,7 +109,7 @@ def _add_scaled(slope, scale, out, n):
 
 
 @njit(**_SETTINGS)
-def sums_of_cross_entropy(first, last, probabilities, labels, weights, eps, scale, sums, gradient):
+def sums_of_cross_entropy(first, last, probabilities, labels, weights, eps, scale, sums, fresh, gradient):
     """Writes the sum of `cross_entropy` of each row first .. last, and adds `scale` times its gradient.
 
     Args:
@@ -121,8 +121,11 @@ def sums_of_cross_entropy(first, last, probabilities, labels, weights, eps, scal
         eps: see `cross_entropy`.
         scale: of the gradient.
         sums: float64 [H], one a row, so that their sum does not depend on the number of threads.
+        fresh: whether the gradient is first cleared.
         gradient: by the probabilities, [H M]; of no rows if none is wanted.
     """
+    if fresh:
+        gradient[first:last] = float32(0)
     buffers, entropies, slope = _buffers(), np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
     total_width = probabilities.shape[1]
     for row in range(first, last):

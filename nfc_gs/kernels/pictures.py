@@ -91,14 +91,16 @@ def _add_weighed_slope(x, y, weights, scale, squared, out, n):
 
 
 @njit(**_FAST)
-def distances(first, last, x, y, weights, squared, scale, sums, gradient):
+def distances(first, last, x, y, weights, squared, scale, sums, fresh, gradient):
     """Writes the sum of |x - y|, or of its square, of each row first .. last of two pictures [H 3W], and adds `scale` times
-    its gradient by `x` to `gradient` [H 3W], which has no rows if none is wanted.
+    its gradient by `x` to `gradient` [H 3W], which has no rows if none is wanted, and is first cleared if it is `fresh`.
 
     `weights` are those of the pixels, [H W], or of no rows if all count the same; `sums` float64 [H], one a row, so that
     their sum does not depend on the number of threads.
     """
     n, wanted = x.shape[1], gradient.shape[0] > 0
+    if fresh:
+        gradient[first:last] = float32(0)
     for row in range(first, last):
         if weights.shape[0] > 0:
             sums[row] = _weighed_distance(x[row], y[row], weights[row], squared, n)

@@ -159,7 +159,7 @@ def _collect(x, y, u, squares, product, scale, out, n):
 
 
 @njit(**_SETTINGS)
-def rows_of_ssim(first, last, x, y, weights, scale, sums, gradient):
+def rows_of_ssim(first, last, x, y, weights, scale, sums, fresh, gradient):
     """Writes the sum of SSIM of each row first .. last, and adds the gradient of `scale` times all sums by `x`.
 
     Args:
@@ -170,8 +170,11 @@ def rows_of_ssim(first, last, x, y, weights, scale, sums, gradient):
         weights: of the pixels, [H W]; of no rows if all count the same.
         scale: of the gradient.
         sums: float64 [H], one a row, so that their sum does not depend on the number of threads.
+        fresh: whether the gradient is first cleared.
         gradient: [H 3W]; of no rows if none is wanted.
     """
+    if fresh:
+        gradient[first:last] = float32(0)
     height, n = x.shape
     wanted, weighed = gradient.shape[0] > 0, weights.shape[0] > 0
     reach = RADIUS if wanted else 0  # rows beside our own whose windows see ours
