@@ -3,13 +3,16 @@
 import abc
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nfc_gs.config import spec
+from nfc_gs.core.leaves import Pull, tell_or_write
 from nfc_gs.kernels import rows
 from nfc_gs.kernels import words as kernels
 from nfc_gs.kernels.threads import threads_for
@@ -192,8 +195,85 @@ def expected(logits: Float[Tensor, "*shape K"], weights: Float[Tensor, " K"]) ->
     The weights are of the logits' type, and on their device.
     """
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        return _Expected.apply(logits, weights)
+        # The kernels take rows of words.
+        return _Expected.apply(logits, weights) if logits.ndim > 1 else _Expected.apply(logits[None], weights)[0]
     return torch.sigmoid(logits) @ weights
+
+
+def chance(logits: Float[Tensor, "*shape K"], bit: int) -> Float[Tensor, "*shape"]:
+    """The sigmoids of one bit of every word. Differentiable in the logits."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return _Chance.apply(logits, bit) if logits.ndim > 1 else _Chance.apply(logits[None], bit)[0]
+    return torch.sigmoid(logits[..., bit])
+
+
+def level(values: Float[Tensor, "*shape"], bits: int, bit: int) -> Float[Tensor, "*shape"]:
+    """How far values in [0, 1] are above threshold number `bit` of `bits`, in steps, between 0 and 1. Differentiable."""
+    if values.device.type != "cpu" or values.dtype != torch.float32 or values.requires_grad:
+        return (values * bits - bit).clamp(0, 1)
+    levels = torch.empty(values.shape)
+    arrays = _flat(values), bits, bit, levels.view(-1).numpy()
+    rows.split(kernels.levels, values.numel(), threads_for(values.numel()), *arrays)
+    return levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WordsPull(Pull):
+    """The gradient of words of logits [N * K], from those of their values and of the sigmoids of a bit that is marked."""
+
+    logits: np.ndarray
+    weights: np.ndarray
+    marks: np.ndarray
+    together: int
+    by_values: np.ndarray
+    by_chances: np.ndarray
+
+    @classmethod
+    def of_values(cls, logits: Tensor, weights: Tensor, gradient: Tensor) -> "_WordsPull":
+        """By the gradient of the words' values, which are sums of these weights."""
+        return cls._of(logits, gradient, _flat(weights), np.zeros(len(weights), np.float32))
+
+    @classmethod
+    def of_chances(cls, logits: Tensor, bit: int, gradient: Tensor) -> "_WordsPull":
+        """By that of the sigmoids of one bit."""
+        marks = np.zeros(logits.shape[-1], np.float32)
+        marks[bit] = 1
+        return cls._of(logits, gradient, np.zeros_like(marks), marks)
+
+    @classmethod
+    def _of(cls, logits: Tensor, gradient: Tensor, weights: np.ndarray, marks: np.ndarray) -> "_WordsPull":
+        pull, together = _flat(gradient), logits.shape[1:-1].numel()
+        return cls(
+            logits=_flat(logits), weights=weights, marks=marks, together=together, by_values=pull, by_chances=pull
+        )
+
+    def write(self, first: int, last: int, gradient: np.ndarray) -> None:
+        """See `Pull`."""
+        kernels.write(first, last, *self._inputs, self.logits, gradient)
+
+    def step(
+        self, first: int, last: int, values: np.ndarray, moments: np.ndarray, squares: np.ndarray, *numbers: np.float32
+    ) -> None:
+        """See `Pull`."""
+        kernels.step(first, last, *self._inputs, values, moments, squares, *numbers)
+
+    def joined(self, other: Pull) -> "Pull | None":
+        """With one of a bit, if this one is of values, or the other way round."""
+        if not isinstance(other, _WordsPull):
+            return None
+        if not self.marks.any() and not other.weights.any():
+            return replace(self, marks=other.marks, by_chances=other.by_chances)
+        if not self.weights.any() and not other.marks.any():
+            return replace(self, weights=other.weights, by_values=other.by_values)
+        return None
+
+    @property
+    def _inputs(self) -> tuple[object, ...]:
+        return self.by_values, self.weights, self.by_chances, self.marks, self.together
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().contiguous().view(-1).numpy()
 
 
 class _Expected(torch.autograd.Function):
@@ -201,48 +281,33 @@ class _Expected(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, weights):  # type: ignore[no-untyped-def]
-        logits, values = logits.detach().contiguous(), torch.empty(logits.shape[:-1])
-        probabilities = torch.empty_like(logits)
-        arrays = [tensor.view(-1).numpy() for tensor in (logits, weights, probabilities, values)]
+        values = torch.empty(logits.shape[:-1])
+        arrays = _flat(logits), _flat(weights), values.view(-1).numpy()
         rows.split(kernels.expectations, values.numel(), threads_for(logits.numel()), *arrays)
-        ctx.save_for_backward(weights, probabilities)
+        ctx.save_for_backward(logits, weights)
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        weights, probabilities = ctx.saved_tensors
-        by_logits = torch.empty_like(probabilities)
-        arrays = [tensor.view(-1).numpy() for tensor in (gradient.contiguous(), weights, probabilities, by_logits)]
-        rows.split(kernels.slopes, gradient.numel(), threads_for(probabilities.numel()), *arrays)
-        return by_logits, None
-
-
-def chance(logits: Float[Tensor, "*shape K"], bit: int) -> Float[Tensor, "*shape"]:
-    """The sigmoids of one bit of every word. Differentiable in the logits."""
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        return _Chance.apply(logits, bit)
-    return torch.sigmoid(logits[..., bit])
+        logits, weights = ctx.saved_tensors
+        return tell_or_write(_WordsPull.of_values(logits, weights, gradient), logits), None
 
 
 class _Chance(torch.autograd.Function):
-    """`chance` by the compiled kernels, whose gradient is written once for all bits."""
+    """`chance` by the compiled kernels."""
 
     @staticmethod
     def forward(ctx, logits, bit):  # type: ignore[no-untyped-def]
-        logits, chances = logits.detach().contiguous(), torch.empty(logits.shape[:-1])
-        arrays = logits.view(-1).numpy(), logits.shape[-1], bit, chances.view(-1).numpy()
+        chances = torch.empty(logits.shape[:-1])
+        arrays = _flat(logits), logits.shape[-1], bit, chances.view(-1).numpy()
         rows.split(kernels.one_bit, chances.numel(), threads_for(logits.numel()), *arrays)
-        ctx.save_for_backward(chances)
-        ctx.width, ctx.bit = logits.shape[-1], bit
+        ctx.save_for_backward(logits)
+        ctx.bit = bit
         return chances
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        (chances,) = ctx.saved_tensors
-        by_logits = torch.empty(*chances.shape, ctx.width)
-        pulls, found = gradient.contiguous().view(-1).numpy(), chances.view(-1).numpy()
-        arrays = pulls, ctx.width, ctx.bit, found, by_logits.view(-1).numpy()
-        rows.split(kernels.one_bit_slopes, chances.numel(), threads_for(by_logits.numel()), *arrays)
-        return by_logits, None
+        (logits,) = ctx.saved_tensors
+        return tell_or_write(_WordsPull.of_chances(logits, ctx.bit, gradient), logits), None

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nfc_gs.codes.base import TargetCode
+from nfc_gs.codes.base import TargetCode, equal_values, expected
 from nfc_gs.config import spec
 
 # The spherical harmonic of degree 0: 3DGS (Kerbl et al. 2023) keeps a colour v as the coefficient (v - 0.5) / SH_C0.
@@ -45,8 +45,11 @@ class Identity(TargetCode):
 
     def values(self, logits: Float[Tensor, "*shape K"], unit: bool) -> Float[Tensor, "*shape"]:
         """3DGS's activations: a sigmoid for opacities (`unit`), 0.5 + SH_C0 x for colours."""
-        numbers = logits.squeeze(-1)  # a view in the backward pass too, where an index would be filled up with zeros
-        return torch.sigmoid(numbers) if unit else 0.5 + SH_C0 * numbers
+        if unit:
+            return expected(logits, equal_values(1, logits.device, logits.dtype))
+        return 0.5 + SH_C0 * logits.squeeze(
+            -1
+        )  # a view in the backward pass too; an index would be filled up with zeros
 
     def logits(self, values: Float[Tensor, "*shape"], unit: bool) -> Float[Tensor, "*shape K"]:
         """The inverse of `values`; opacities are kept `OPACITY_MARGIN` away from 0 and 1."""

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nfc_gs.codes.base import TargetCode, bounded, chance, check_bits, equal_values, expected, solve, start
+from nfc_gs.codes.base import TargetCode, bounded, chance, check_bits, equal_values, expected, level, solve, start
 from nfc_gs.config import spec
 
 
@@ -47,7 +47,7 @@ class Thermometer(TargetCode):
         """How far the value is above one threshold; or, if not `soft`, whether it is."""
         if not self.soft:
             return (values * self.bits >= bit + 0.5).to(values.dtype)
-        return (values * self.bits - bit).clamp(0, 1)
+        return level(values, self.bits, bit)
 
     def words(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
         """One where the value is at least (j + 1/2) / bits: ones, then zeros."""

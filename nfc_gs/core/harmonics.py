@@ -1,10 +1,14 @@
 """View-dependent colour: spherical harmonics of degree 1 to 3, in the signs and order of 3DGS (Kerbl et al. 2023)."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nfc_gs.core.leaves import Pull, tell_or_write
 from nfc_gs.kernels import harmonics as kernels
 from nfc_gs.kernels import rows
 from nfc_gs.kernels.threads import thread_count
@@ -35,7 +39,8 @@ def evaluate(
         # The coefficients get no gradient at all, rather than zeros that an optimizer would work through.
         return base.relu()
     if base.device.type == "cpu" and base.dtype == torch.float32:
-        return _Harmonics.apply(base, harmonics, means, position, degree)
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (base, harmonics, means))
+        return _Harmonics.apply(base, harmonics, means, position, degree, wanted)
     return evaluate_plain(base, harmonics, means, position, degree)
 
 
@@ -76,25 +81,64 @@ def basis(directions: Float[Tensor, "N 3"], degree: int) -> Float[Tensor, "N L"]
     return torch.stack(values, -1) if values else directions.new_zeros(len(directions), 0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _HarmonicsPull(Pull):
+    """The gradient of coefficients [N `held` 3], by that of the colours before they are clamped [N 3]."""
+
+    by_sum: np.ndarray
+    means: np.ndarray
+    position: np.ndarray
+    degree: int
+    held: int
+
+    def write(self, first: int, last: int, gradient: np.ndarray) -> None:
+        """See `Pull`."""
+        kernels.write(first, last, *self._inputs, gradient)
+
+    def step(
+        self, first: int, last: int, values: np.ndarray, moments: np.ndarray, squares: np.ndarray, *numbers: np.float32
+    ) -> None:
+        """See `Pull`."""
+        kernels.step(first, last, *self._inputs, values, moments, squares, *numbers)
+
+    @property
+    def _inputs(self) -> tuple[object, ...]:
+        return self.by_sum, self.means, self.position, self.degree, self.held
+
+
 class _Harmonics(torch.autograd.Function):
     """`evaluate` by the compiled kernels."""
 
     @staticmethod
-    def forward(ctx, base, harmonics, means, position, degree):  # type: ignore[no-untyped-def]
-        harmonics, means, position = (t.detach().contiguous() for t in (harmonics, means, position))
+    def forward(ctx, base, harmonics, means, position, degree, wanted):  # type: ignore[no-untyped-def]
+        arrays = [t.detach().contiguous().numpy() for t in (base, harmonics, means, position)]
+        count, threads = len(base), thread_count()
         colours = torch.empty_like(base, memory_format=torch.contiguous_format)
-        inputs = [t.numpy() for t in (base.detach().contiguous(), harmonics, means, position)]
-        rows.split(kernels.forward, len(base), thread_count(), *inputs, degree, colours.numpy())
-        ctx.save_for_backward(harmonics, means, position, colours)
+        if not wanted:
+            rows.split(kernels.forward, count, threads, *arrays, degree, colours.numpy())
+            return colours
+        slopes = torch.empty(3, count, 3)
+        rows.split(kernels.forward_with_slopes, count, threads, *arrays, degree, colours.numpy(), slopes.numpy())
+        ctx.save_for_backward(harmonics, means, position, colours, slopes)
         ctx.degree = degree
         return colours
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        harmonics, means, position, colours = ctx.saved_tensors
-        gradients = torch.empty_like(colours), torch.empty_like(harmonics), torch.empty_like(means)
-        inputs = [harmonics.numpy(), means.numpy(), position.numpy(), ctx.degree, colours.numpy()]
-        outputs = [gradient.contiguous().numpy(), *(g.numpy() for g in gradients)]
-        rows.split(kernels.backward, len(means), thread_count(), *inputs, *outputs)
-        return *gradients, None, None
+        harmonics, means, position, colours, slopes = ctx.saved_tensors
+        count, threads = len(means), thread_count()
+        by_base, by_means = torch.empty_like(colours), torch.empty_like(colours)
+        arrays = [t.numpy() for t in (colours, slopes, gradient.contiguous(), by_base, by_means)]
+        rows.split(kernels.backward, count, threads, *arrays)
+        by_harmonics = None
+        if ctx.needs_input_grad[1]:
+            pull = _HarmonicsPull(
+                by_sum=arrays[3],
+                means=means.detach().contiguous().numpy(),
+                position=position.detach().contiguous().numpy(),
+                degree=ctx.degree,
+                held=harmonics.shape[1],
+            )
+            by_harmonics = tell_or_write(pull, harmonics)
+        return by_base, by_harmonics, by_means, None, None, None

@@ -8,15 +8,13 @@ import functools
 import importlib
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nfc_gs.kernels import rows
+from nfc_gs.core.sums import RowSum, compiled, rows_of, weighted_total, weights_of
 from nfc_gs.kernels import ssim as kernels
-from nfc_gs.kernels.threads import thread_count
 
 
 def mean_ssim(
@@ -29,13 +27,22 @@ def mean_ssim(
     """
     y = y.detach()
     wanted = x.requires_grad and torch.is_grad_enabled()
-    if x.device.type == "cpu" and x.dtype == y.dtype == torch.float32:
-        return _MeanSSIM.apply(x, y, mask, wanted)
+    if compiled(x, y):
+        if mask is not None and not mask.any():
+            return x.new_ones(())
+        return weighted_total([ssim_rows(x, y, mask)], [1.0])[0]
     if x.is_cuda and mask is None and (fused := _fused_ssim()) is not None:
         pictures = (picture.permute(2, 0, 1)[None].contiguous() for picture in (x, y))
         mean: Tensor = fused(*pictures, padding="same", train=wanted)
         return mean
     return _PlainSSIM.apply(x, y, mask, wanted)
+
+
+def ssim_rows(x: Float[Tensor, "H W 3"], y: Float[Tensor, "H W 3"], mask: Bool[Tensor, "H W"] | None) -> RowSum:
+    """`mean_ssim` for float32 on a CPU; at least one pixel must count."""
+    pixels = x.shape[:2].numel() if mask is None else int(mask.sum())
+    inputs = *rows_of(x, y), weights_of(mask, x.shape[1])
+    return RowSum(picture=x, kernel=kernels.rows_of_ssim, inputs=inputs, factor=1 / (3 * pixels))
 
 
 def ssim_map(x: Float[Tensor, "H W 3"], y: Float[Tensor, "H W 3"]) -> Float[Tensor, "H W 3"]:
@@ -116,37 +123,3 @@ def _fused_ssim() -> Callable[..., Tensor] | None:
         return importlib.import_module("fused_ssim").fused_ssim
     except ImportError:
         return None
-
-
-class _MeanSSIM(torch.autograd.Function):
-    """`mean_ssim` by the compiled kernel, which finds value and gradient in one pass."""
-
-    @staticmethod
-    def forward(ctx, x, y, mask, wanted):  # type: ignore[no-untyped-def]
-        height, width = x.shape[:2]
-        pixels = height * width if mask is None else int(mask.sum())
-        if pixels == 0:
-            ctx.save_for_backward(torch.zeros_like(x))
-            return x.new_ones(())
-        weights = np.empty((0, width), np.float32) if mask is None else mask.float().contiguous().numpy()
-        gradient = torch.empty(x.shape if wanted else (0, width, 3))
-        sums = np.empty(height)
-        pictures = [p.detach().contiguous().view(height, -1).numpy() for p in (x, y)]
-        rows.split(
-            kernels.rows_of_ssim,
-            height,
-            thread_count(),
-            *pictures,
-            weights,
-            np.float32(1 / (3 * pixels)),
-            sums,
-            gradient.view(-1, 3 * width).numpy(),
-        )
-        ctx.save_for_backward(gradient)
-        return x.new_tensor(sums.sum() / (3 * pixels))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        (by_x,) = ctx.saved_tensors
-        return by_x * gradient, None, None, None

@@ -9,7 +9,8 @@ _SETTINGS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy", "c
 
 
 @njit(**_SETTINGS)
-def _step(values, gradients, moments, squares, fade, fade_squares, rate, root, epsilon, n):
+def step_numbers(values, gradients, moments, squares, fade, fade_squares, rate, root, epsilon, n):
+    """`step` of the first n numbers of all arrays."""
     new, new_squares = float32(1) - fade, float32(1) - fade_squares
     for i in range(n):  # from 0, or LLVM would not vectorize it: indices below 0 count from the end
         gradient = gradients[i]
@@ -49,7 +50,7 @@ def step(first, last, seen, width, values, gradients, moments, squares, fade, fa
             while end < last and seen[end]:
                 end += 1
         here = slice(begin * width, end * width)
-        _step(
+        step_numbers(
             values[here], gradients[here], moments[here], squares[here],
             fade, fade_squares, rate, root, epsilon, (end - begin) * width,
         )  # fmt: skip

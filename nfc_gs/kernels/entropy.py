@@ -103,8 +103,14 @@ def _weigh(values, weights, first, width, n):
 
 
 @njit(**_SETTINGS)
-def sums_of_cross_entropy(first, last, probabilities, labels, weights, eps, sums, slopes):
-    """Writes the sum of `cross_entropy` of each row first .. last, and its slopes by the probabilities.
+def _add_scaled(slope, scale, out, n):
+    for i in range(n):
+        out[i] += scale * slope[i]
+
+
+@njit(**_SETTINGS)
+def sums_of_cross_entropy(first, last, probabilities, labels, weights, eps, scale, sums, fresh, gradient):
+    """Writes the sum of `cross_entropy` of each row first .. last, and adds `scale` times its gradient.
 
     Args:
         first: first row.
@@ -113,21 +119,26 @@ def sums_of_cross_entropy(first, last, probabilities, labels, weights, eps, sums
         labels: [H M].
         weights: of the pixels, [H W]; of no rows if all count the same.
         eps: see `cross_entropy`.
+        scale: of the gradient.
         sums: float64 [H], one a row, so that their sum does not depend on the number of threads.
-        slopes: [H M].
+        fresh: whether the gradient is first cleared.
+        gradient: by the probabilities, [H M]; of no rows if none is wanted.
     """
-    buffers, entropies = _buffers(), np.empty(_CHUNK, np.float32)
+    if fresh:
+        gradient[first:last] = float32(0)
+    buffers, entropies, slope = _buffers(), np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
     total_width = probabilities.shape[1]
     for row in range(first, last):
         total = 0.0
         for begin in range(0, total_width, _CHUNK):
             n = min(_CHUNK, total_width - begin)
             here = slice(begin, begin + n)
-            slope = slopes[row, here]
             _chunk(probabilities[row, here], labels[row, here], eps, entropies, slope, buffers, n)
             if weights.shape[0] > 0:
                 width = total_width // weights.shape[1]
                 _weigh(entropies, weights[row], begin, width, n)
                 _weigh(slope, weights[row], begin, width, n)
             total += _sum(entropies, n)
+            if gradient.shape[0] > 0:
+                _add_scaled(slope, scale, gradient[row, here], n)
         sums[row] = total

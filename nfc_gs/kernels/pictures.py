@@ -67,40 +67,46 @@ def _weighed_distance(x, y, weights, squared, n):
 
 
 @njit(**_FAST)
-def distances(first, last, x, y, weights, squared, sums):
-    """Writes the sum of |x - y|, or of its square, of each row first .. last of two pictures [H 3W].
-
-    `weights` are those of the pixels, [H W], or of no rows if all count the same; `sums` float64 [H], one a row, so that
-    their sum does not depend on the number of threads.
-    """
-    n = x.shape[1]
-    for row in range(first, last):
-        if weights.shape[0] > 0:
-            sums[row] = _weighed_distance(x[row], y[row], weights[row], squared, n)
-        else:
-            sums[row] = _distance(x[row], y[row], squared, n)
-
-
-@njit(**_FAST)
-def _slope(x, y, scale, squared, out, n):
+def _add_slope(x, y, scale, squared, out, n):
     zero = float32(0)
     if squared:
         twice = float32(2) * scale
         for i in range(n):
-            out[i] = twice * (x[i] - y[i])
+            out[i] += twice * (x[i] - y[i])
     else:
         for i in range(n):
             apart = x[i] - y[i]
-            out[i] = scale if apart > zero else (-scale if apart < zero else zero)
+            out[i] += scale if apart > zero else (-scale if apart < zero else zero)
 
 
 @njit(**_FAST)
-def slopes(first, last, x, y, weights, squared, scale, gradient):
-    """Writes rows first .. last of the gradient [H 3W] by `x` of `scale` times the sum of all `distances`."""
-    n = x.shape[1]
+def _add_weighed_slope(x, y, weights, scale, squared, out, n):
+    zero = float32(0)
+    for i in range(n):
+        apart, here = x[i] - y[i], scale * weights[i // 3]
+        if squared:
+            out[i] += float32(2) * here * apart
+        else:
+            out[i] += here if apart > zero else (-here if apart < zero else zero)
+
+
+@njit(**_FAST)
+def distances(first, last, x, y, weights, squared, scale, sums, fresh, gradient):
+    """Writes the sum of |x - y|, or of its square, of each row first .. last of two pictures [H 3W], and adds `scale` times
+    its gradient by `x` to `gradient` [H 3W], which has no rows if none is wanted, and is first cleared if it is `fresh`.
+
+    `weights` are those of the pixels, [H W], or of no rows if all count the same; `sums` float64 [H], one a row, so that
+    their sum does not depend on the number of threads.
+    """
+    n, wanted = x.shape[1], gradient.shape[0] > 0
+    if fresh:
+        gradient[first:last] = float32(0)
     for row in range(first, last):
-        out = gradient[row]
-        _slope(x[row], y[row], scale, squared, out, n)
         if weights.shape[0] > 0:
-            for i in range(n):
-                out[i] *= weights[row, i // 3]
+            sums[row] = _weighed_distance(x[row], y[row], weights[row], squared, n)
+            if wanted:
+                _add_weighed_slope(x[row], y[row], weights[row], scale, squared, gradient[row], n)
+        else:
+            sums[row] = _distance(x[row], y[row], squared, n)
+            if wanted:
+                _add_slope(x[row], y[row], scale, squared, gradient[row], n)

@@ -13,8 +13,9 @@ from torch.autograd.function import once_differentiable
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.codes.identity import Identity
 from nfc_gs.codes.thermometer import Thermometer
+from nfc_gs.core.sums import RowSum, compiled, rows_of, weighted_total, weights_of
 from nfc_gs.kernels import entropy, pictures, rows
-from nfc_gs.kernels.threads import thread_count, threads_for
+from nfc_gs.kernels.threads import thread_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,10 @@ class LossTerm(abc.ABC):
     def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
         """The loss, unweighted."""
 
+    def by_rows(self, comparison: Comparison) -> RowSum | None:
+        """The same as a sum over a picture's rows, where a compiled kernel finds it so; `weighted` takes all such at once."""
+        return None
+
 
 class PlaneLoss(LossTerm):
     """A loss that needs more than colour composited: it says which planes, and finds them rendered in `planes`."""
@@ -142,6 +147,20 @@ class MemoryLoss(LossTerm):
     @abc.abstractmethod
     def init(self, num_gaussians: int, code: TargetCode) -> dict[str, Tensor]:
         """The memory at the start, tensors [N ...]."""
+
+
+def weighted(losses: Mapping[str, LossTerm], comparison: Comparison) -> tuple[dict[str, Tensor], Float[Tensor, ""]]:
+    """The losses times their weights, by kind, and their sum; only the sum is sure to be differentiable."""
+    weights = {kind: loss.weight * loss.every for kind, loss in losses.items()}
+    found = {kind: loss.by_rows(comparison) for kind, loss in losses.items()}
+    by_rows = {kind: rows for kind, rows in found.items() if rows is not None}
+    terms = {kind: weights[kind] * loss(comparison) for kind, loss in losses.items() if kind not in by_rows}
+    parts = list(terms.values())
+    if by_rows:
+        part, values = weighted_total(list(by_rows.values()), [weights[kind] for kind in by_rows])
+        parts.append(part)
+        terms |= {kind: part.new_tensor(weights[kind] * value) for kind, value in zip(by_rows, values, strict=True)}
+    return {kind: terms[kind] for kind in losses}, parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
 def label_code(own: TargetCode | None, model: TargetCode) -> TargetCode:
@@ -172,40 +191,23 @@ def mean_distance(
 
     Compiled for float32 on a CPU where no gradient to `y` is asked for, plain torch elsewhere.
     """
-    if x.device.type == "cpu" and x.dtype == y.dtype == torch.float32 and not y.requires_grad:
-        return _MeanDistance.apply(x, y, mask, squared)
+    if compiled(x, y) and not y.requires_grad:
+        return weighted_total([distance_rows(x, y, mask, squared)], [1.0])[0]
     apart = x - y
     return masked_mean(apart.square() if squared else apart.abs(), mask)
 
 
-class _MeanDistance(torch.autograd.Function):
-    """`mean_distance` by the compiled kernels: one pass for the value, one for the gradient, nothing in between."""
-
-    @staticmethod
-    def forward(ctx, x, y, mask, squared):  # type: ignore[no-untyped-def]
-        height, width = x.shape[:2]
-        x, y = x.detach().contiguous(), y.contiguous()
-        weights = torch.empty(0, width) if mask is None else mask.float().contiguous()
-        ctx.save_for_backward(x, y, weights)
-        ctx.squared = squared
-        ctx.numbers = 3 * (height * width if mask is None else max(int(mask.sum()), 1))
-        sums = np.empty(height)
-        rows.split(pictures.distances, height, threads_for(x.numel()), *_rows_of(x, y, weights), squared, sums)
-        return x.new_tensor(sums.sum() / ctx.numbers)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        x, y, weights = ctx.saved_tensors
-        by_x = torch.empty_like(x)
-        arguments = *_rows_of(x, y, weights), ctx.squared, np.float32(gradient.item() / ctx.numbers), *_rows_of(by_x)
-        rows.split(pictures.slopes, len(x), threads_for(x.numel()), *arguments)
-        return by_x, None, None, None
+def distance_rows(
+    x: Float[Tensor, "H W 3"], y: Float[Tensor, "H W 3"], mask: Bool[Tensor, "H W"] | None, squared: bool
+) -> RowSum:
+    """`mean_distance` for float32 on a CPU, with a gradient to `x` alone."""
+    inputs = *rows_of(x, y), weights_of(mask, x.shape[1]), squared
+    return RowSum(picture=x, kernel=pictures.distances, inputs=inputs, factor=1 / (3 * _counted(x, mask)))
 
 
-def _rows_of(*tensors: Tensor) -> list[np.ndarray]:
-    """Contiguous pictures [H W *] as [H W*]."""
-    return [tensor.view(tensor.shape[0], tensor.shape[1:].numel()).numpy() for tensor in tensors]
+def _counted(picture: Float[Tensor, "H W *rest"], mask: Bool[Tensor, "H W"] | None) -> int:
+    """How many pixels count, at least one."""
+    return max(picture.shape[:2].numel() if mask is None else int(mask.sum()), 1)
 
 
 def cross_entropy(
@@ -226,32 +228,21 @@ def mean_cross_entropy(
     eps: float,
 ) -> Float[Tensor, ""]:
     """The mean of `cross_entropy` over the pixels that count; 0 if none does. Compiled for float32 on a CPU."""
-    if probabilities.device.type == "cpu" and probabilities.dtype == labels.dtype == torch.float32:
-        return _MeanCrossEntropy.apply(probabilities, labels, mask, eps)
+    if compiled(probabilities, labels):
+        return weighted_total([entropy_rows(probabilities, labels, mask, eps)], [1.0])[0]
     return masked_mean(cross_entropy(probabilities, labels, eps), mask)
 
 
-class _MeanCrossEntropy(torch.autograd.Function):
-    """`mean_cross_entropy` by the compiled kernel, which finds value and slope in one pass."""
-
-    @staticmethod
-    def forward(ctx, probabilities, labels, mask, eps):  # type: ignore[no-untyped-def]
-        height, width = probabilities.shape[:2]
-        chances, known = probabilities.detach().contiguous(), labels.detach().contiguous()
-        weights = torch.empty(0, width) if mask is None else mask.float().contiguous()
-        slope, sums = torch.empty_like(chances), np.empty(height)
-        pixels = height * width if mask is None else max(int(mask.sum()), 1)
-        ctx.numbers = pixels * probabilities.shape[2:].numel()
-        arrays, threads = _rows_of(chances, known, weights, slope), thread_count()
-        rows.split(entropy.sums_of_cross_entropy, height, threads, *arrays[:3], np.float32(eps), sums, arrays[3])
-        ctx.save_for_backward(slope)
-        return probabilities.new_tensor(sums.sum() / ctx.numbers)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        (slope,) = ctx.saved_tensors
-        return slope * (gradient / ctx.numbers), None, None, None
+def entropy_rows(
+    probabilities: Float[Tensor, "H W *rest"],
+    labels: Float[Tensor, "H W *rest"],
+    mask: Bool[Tensor, "H W"] | None,
+    eps: float,
+) -> RowSum:
+    """`mean_cross_entropy` for float32 on a CPU."""
+    inputs = *rows_of(probabilities, labels), weights_of(mask, probabilities.shape[1]), np.float32(eps)
+    numbers = _counted(probabilities, mask) * probabilities.shape[2:].numel()
+    return RowSum(picture=probabilities, kernel=entropy.sums_of_cross_entropy, inputs=inputs, factor=1 / numbers)
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -12,7 +12,16 @@ from nfc_gs.codes.identity import Identity
 from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.config import ConfigError, PositiveFloat, PositiveInt, kind_in, spec
 from nfc_gs.core.clipping import beyond, clipped, noise_of
-from nfc_gs.losses.base import Appearance, Comparison, PlaneLoss, bit_in_turn, label_code, mean_cross_entropy
+from nfc_gs.core.sums import RowSum, compiled
+from nfc_gs.losses.base import (
+    Appearance,
+    Comparison,
+    PlaneLoss,
+    bit_in_turn,
+    entropy_rows,
+    label_code,
+    mean_cross_entropy,
+)
 
 
 @spec
@@ -77,11 +86,21 @@ class CodeBCE(PlaneLoss):
 
     def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
         """The loss, unweighted."""
+        return mean_cross_entropy(comparison.planes["code_bce"], self._labels(comparison), comparison.mask, self.eps)
+
+    def by_rows(self, comparison: Comparison) -> RowSum | None:
+        """For float32 on a CPU."""
         planes = comparison.planes["code_bce"]
+        labels = self._labels(comparison) if compiled(planes, comparison.target_rgb) else None
+        return None if labels is None else entropy_rows(planes, labels, comparison.mask, self.eps)
+
+    def _labels(self, comparison: Comparison) -> Float[Tensor, "H W P"]:
+        """Those of the planes."""
         labels = self._words(comparison.target_rgb, comparison.appearance)
         if self.censored:
-            labels = self._unclipped(labels, planes.detach().view_as(labels), comparison)
-        return mean_cross_entropy(planes, labels.flatten(2), comparison.mask, self.eps)
+            levels = comparison.planes["code_bce"].detach().view_as(labels)
+            labels = self._unclipped(labels, levels, comparison)
+        return labels.flatten(2)
 
     def _unclipped(self, labels: Tensor, levels: Tensor, comparison: Comparison) -> Tensor:
         """The labels [H W 3 K], or [H W 3] of the bit whose turn it is, given the rendered levels, with those of the end

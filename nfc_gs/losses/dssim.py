@@ -1,10 +1,13 @@
 """The structural dissimilarity 1 - SSIM, the second term of 3DGS."""
 
+from dataclasses import replace
+
 from jaxtyping import Float
 from torch import Tensor
 
 from nfc_gs.config import spec
-from nfc_gs.core.ssim import mean_ssim
+from nfc_gs.core.ssim import mean_ssim, ssim_rows
+from nfc_gs.core.sums import RowSum, compiled
 from nfc_gs.losses.base import Comparison, LossTerm
 
 
@@ -23,6 +26,14 @@ class DSSIM(LossTerm):
     def __call__(self, comparison: Comparison) -> Float[Tensor, ""]:
         """The loss, unweighted."""
         return 1 - mean_ssim(comparison.rgb, comparison.target_rgb, comparison.mask)
+
+    def by_rows(self, comparison: Comparison) -> RowSum | None:
+        """For float32 on a CPU, if any pixel counts."""
+        rgb, target, mask = comparison.rgb, comparison.target_rgb, comparison.mask
+        if not compiled(rgb, target) or (mask is not None and not mask.any()):
+            return None
+        similarity = ssim_rows(rgb, target, mask)
+        return replace(similarity, factor=-similarity.factor, offset=1.0)
 
 
 Spec = DSSIM

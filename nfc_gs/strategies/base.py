@@ -2,18 +2,40 @@
 
 import abc
 
+import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Edit, Population
 from nfc_gs.core.rendering import Rendering
+from nfc_gs.core.sums import compiled
+from nfc_gs.kernels import watching as kernels
 
 
 def lengths(vectors: Float[Tensor, "N 2"]) -> Float[Tensor, " N"]:
     """The vectors' lengths; a third of the time of torch's norm."""
     x, y = vectors.unbind(1)
     return x.square().addcmul_(y, y).sqrt_()
+
+
+def add_lengths(vectors: Float[Tensor, "N 2"], sums: Float[Tensor, " N"], counts: Float[Tensor, " N"]) -> None:
+    """Adds the vectors' lengths to sums, and one to the counts of those that are not zero; compiled for float32 on a CPU."""
+    if compiled(vectors, sums, counts):
+        arrays = vectors.detach().contiguous().view(-1).numpy(), sums.numpy(), counts.numpy()
+        kernels.add_lengths(*arrays, len(sums))
+    else:
+        length = lengths(vectors).to(sums)
+        sums += length
+        counts += length.sign()
+
+
+def keep_largest(numbers: Float[Tensor, " N"], largest: Float[Tensor, " N"]) -> None:
+    """Makes `largest` the larger one of itself and the numbers; compiled for float32 on a CPU."""
+    if compiled(numbers, largest):
+        kernels.keep_largest(numbers.detach().contiguous().numpy(), largest.numpy(), len(largest))
+    else:
+        torch.maximum(largest, numbers.to(largest), out=largest)
 
 
 class Strategy(abc.ABC):

@@ -10,7 +10,7 @@ from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Edit, Population
 from nfc_gs.core.rendering import Rendering
 from nfc_gs.core.sampling import choose_without_repeats, sample_offsets
-from nfc_gs.strategies.base import Strategy, lengths
+from nfc_gs.strategies.base import Strategy, add_lengths, keep_largest
 
 # Two halves are moved apart by this share of a sample of their Gaussian, one each way, and shrunk by this factor.
 SPLIT_OFFSET = 0.7
@@ -75,14 +75,12 @@ class Growth(Strategy):
         if step > self.stop * steps:
             return
         assert rendering.means2d.grad is not None, "observe comes after the backward pass"
-        length = lengths(rendering.means2d.grad).to(state["gradients"])
-        state["gradients"] += length
-        state["pulled"] += length.sign()
+        add_lengths(rendering.means2d.grad, state["gradients"], state["pulled"])
         if self.weights:
             assert rendering.weights is not None, "the rasterizer was not asked for weights"
             if (step - 1) % self.window(views) == 0:
                 state["weight"].zero_()
-            torch.maximum(state["weight"], rendering.weights().to(length), out=state["weight"])
+            keep_largest(rendering.weights(), state["weight"])
 
     def window(self, views: int) -> int:
         """For how many steps it is watched who shows, before the hidden are moved: whole intervals that hold all views.

@@ -1,11 +1,15 @@
 """Adam over the Gaussians, its schedules, and the one place where their number changes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from nfc_gs.core.gaussians import Edit, Gaussians
+from nfc_gs.core.leaves import Leaf, written_out
 from nfc_gs.deformations.base import DeformationField
 from nfc_gs.kernels import adam as kernels
 from nfc_gs.kernels import rows
@@ -32,7 +36,7 @@ class GaussianOptimizer:
         self, gaussians: Gaussians, field: DeformationField, settings: OptimizerSettings, extent: float, steps: int
     ) -> None:
         self.settings, self.field, self.extent, self.steps = settings, field, extent, steps
-        self.gaussians = gaussians.map(lambda value: nn.Parameter(value.detach().clone().contiguous()))
+        self.gaussians = gaussians.map(lambda value: Leaf(value.detach().clone().contiguous()))
         rates = self.rates(0)
         groups = [{"params": [value], "lr": rates[name], "name": name} for name, value in self.gaussians.items()]
         moving = [
@@ -51,7 +55,21 @@ class GaussianOptimizer:
     def forget_gradients(self) -> None:
         """As after a step, but without one."""
         for parameter in self.parameters():
+            if isinstance(parameter, Leaf):
+                parameter.forget()
             parameter.grad = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """For a backward pass after which `step` comes: gradients that can be told in fewer numbers are not written out."""
+        leaves = [value for _, value in self.gaussians.items() if isinstance(value, Leaf)]
+        for leaf in leaves:
+            leaf.listens = self.compiled and not self.settings.sparse
+        try:
+            yield
+        finally:
+            for leaf in leaves:
+                leaf.listens = False
 
     @property
     def compiled(self) -> bool:
@@ -94,9 +112,7 @@ class GaussianOptimizer:
             self.adam.step()
         if self.moving is not None:
             self.moving.step()
-        for group in groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        self.forget_gradients()
         self._average(step + 1)
 
     @torch.no_grad()
@@ -120,10 +136,15 @@ class GaussianOptimizer:
     @torch.no_grad()
     def _step_rows(self, seen: Bool[Tensor, " N"] | None) -> None:
         """Adam's step of the Gaussians, of all or of those that were seen."""
+        parameters: list[Leaf] = [group["params"][0] for group in self.adam.param_groups]
+        for parameter in parameters:
+            if parameter.heard is not None and parameter.grad is not None:
+                parameter.grad += written_out(parameter.heard, parameter)
+                parameter.heard = None
         steps = [
-            self._prepared(group["params"][0], group["lr"])
-            for group in self.adam.param_groups
-            if group["params"][0].grad is not None and group["params"][0].numel() > 0
+            self._prepared(parameter, group["lr"])
+            for parameter, group in zip(parameters, self.adam.param_groups, strict=True)
+            if (parameter.grad is not None or parameter.heard is not None) and parameter.numel() > 0
         ]
         if not self.compiled:
             assert seen is not None
@@ -132,18 +153,29 @@ class GaussianOptimizer:
                 step(parameter, self.adam.state[parameter], seen, *numbers)
             return
         drawn = np.empty(0, np.bool_) if seen is None else seen.numpy()
-        fields = [
-            (parameter[0].numel(), self._arrays(parameter), [np.float32(number) for number in numbers])
-            for parameter, numbers in steps
-        ]
+        told, written = [], []
+        for parameter, numbers in steps:
+            arrays = [
+                t.detach().view(-1).numpy() for t in (parameter, *(self.adam.state[parameter][m] for m in MOMENTS))
+            ]
+            settings = [np.float32(number) for number in numbers]
+            if parameter.heard is not None:
+                told.append((parameter.heard.step, arrays, settings))
+            else:
+                assert parameter.grad is not None
+                gradient = parameter.grad.contiguous().view(-1).numpy()
+                written.append((parameter[0].numel(), [arrays[0], gradient, *arrays[1:]], settings))
 
         def step_all(first: int, last: int) -> None:
-            for width, arrays, numbers in fields:
+            # These first, as they may be made of what the others change.
+            for step, arrays, numbers in told:
+                step(first, last, *arrays, *numbers)
+            for width, arrays, numbers in written:
                 kernels.step(first, last, drawn, width, *arrays, *numbers)
 
         rows.split(step_all, len(self.gaussians), thread_count())
 
-    def _prepared(self, parameter: Tensor, rate: float) -> tuple[Tensor, tuple[float, ...]]:
+    def _prepared(self, parameter: Leaf, rate: float) -> tuple[Leaf, tuple[float, ...]]:
         """A parameter whose state is that of the step now due, and the step's numbers: betas, rate, root, epsilon."""
         state = self.adam.state[parameter]
         if not state:
@@ -156,12 +188,6 @@ class GaussianOptimizer:
             fade, fade_squares, rate / (1 - fade**count), (1 - fade_squares**count) ** -0.5, self.settings.epsilon,
         )  # fmt: skip
 
-    def _arrays(self, parameter: Tensor) -> list[np.ndarray]:
-        """Values, gradients and moments as the kernel takes them."""
-        assert parameter.grad is not None
-        tensors = (parameter, parameter.grad.contiguous(), *(self.adam.state[parameter][name] for name in MOMENTS))
-        return [tensor.detach().view(-1).numpy() for tensor in tensors]
-
     @torch.no_grad()
     def apply(self, edit: Edit) -> Gaussians:
         """Makes the population what `edit` says, moments included."""
@@ -171,7 +197,7 @@ class GaussianOptimizer:
             if name not in edited:
                 continue
             old = group["params"][0]
-            new = nn.Parameter(edited[name].detach().contiguous())
+            new = Leaf(edited[name].detach().contiguous())
             state = self.adam.state.pop(old, {})
             for key in AVERAGE:
                 # It begins anew: who came and who went leaves the others different.

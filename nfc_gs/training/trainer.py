@@ -1,8 +1,9 @@
 """One optimization step, read top to bottom: photograph in, better Gaussians out."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from nfc_gs.core.ordering import morton_order
 from nfc_gs.core.scene import Scene
 from nfc_gs.core.transfer import sent
 from nfc_gs.evaluation import Evaluation, Lpips, evaluate
-from nfc_gs.losses.base import LossTerm, MemoryLoss, PlaneLoss
+from nfc_gs.losses.base import LossTerm, MemoryLoss, PlaneLoss, weighted
 from nfc_gs.model import Picture, SplatModel, Target, compare, compose
 from nfc_gs.training.callbacks.base import End, Listener, Report, Session
 from nfc_gs.training.experiment import Experiment
@@ -83,8 +84,9 @@ class Trainer:
             for kind, loss in experiment.losses.items()
             if isinstance(loss, MemoryLoss)
         }
-        self._moments = np.array([view.camera.time for view in scene.train])
-        self._middle = 0.5 * (self._moments.min() + self._moments.max())
+        moments = np.array([view.camera.time for view in scene.train])
+        # How far each view's time is from the middle of the time.
+        self._apart = np.abs(moments - 0.5 * (moments.min() + moments.max())).tolist()
         self.done = 0
         self.seconds = 0.0
         self.best_psnr = -float("inf")
@@ -182,14 +184,18 @@ class Trainer:
         self.changing = True
         looks = []
         with self._phase("losses"):
+            totals = []
             for camera, picture, target in zip(cameras, pictures, targets, strict=True):
                 comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
-                terms = {kind: loss.weight * loss.every * loss(comparison) for kind, loss in losses.items()}
-                terms |= model.field.penalties(model.gaussians, camera.time)
+                terms, total = weighted(losses, comparison)
+                penalties = model.field.penalties(model.gaussians, camera.time)
+                if penalties:
+                    terms, total = terms | penalties, total + torch.stack(list(penalties.values())).sum()
                 looks.append(Look(camera=camera, picture=picture, target=target, terms=terms))
-        total = torch.stack([term for look in looks for term in look.terms.values()]).sum()
+                totals.append(total)
+        total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
         asks = total.device.type == "cpu" or step % CHECK_EVERY == 1
-        if asks and not torch.isfinite(total):
+        if asks and not math.isfinite(total.item()):
             sums = {kind: sum(float(look.terms[kind].detach()) for look in looks) for kind in looks[0].terms}
             values = ", ".join(f"{kind} {value:.3g}" for kind, value in sums.items())
             raise TrainingError(
@@ -198,7 +204,9 @@ class Trainer:
             )
         with self._phase("backward"):
             if total.requires_grad:
-                total.backward()
+                # The gradients of several views are added up, and some sent away: they must be written out.
+                with self.optimizer.listening() if experiment.batch == 1 else nullcontext():
+                    total.backward()
         if any(picture.rendering.means2d.grad is None for picture in pictures):
             raise TrainingError(
                 f"losses: of those that act at step {step} ({', '.join(losses)}) none compares the picture with the "
@@ -346,7 +354,7 @@ class Trainer:
         while len(self._order) <= look:
             order = np.random.default_rng([self.experiment.seed, 0, self._epochs]).permutation(len(self.scene.train))
             half = self.window(len(self._order) // self.experiment.batch)
-            self._order += [int(i) for i in order if abs(self._moments[i] - self._middle) <= half]
+            self._order += [i for i in order.tolist() if self._apart[i] <= half]
             self._epochs += 1
         return self._order[look]
 
@@ -363,9 +371,9 @@ class Trainer:
     def window(self, step: int) -> float:
         """How far from the middle of the time a view may be to be looked at at this step."""
         settings = self.experiment.time
-        widest = float(np.abs(self._moments - self._middle).max())
+        widest = max(self._apart)
         # The nearest view is always within.
-        narrowest = max(min(settings.window, widest), float(np.abs(self._moments - self._middle).min()))
+        narrowest = max(min(settings.window, widest), min(self._apart))
         share = step / self.experiment.steps
         if settings.window == 0 or share >= settings.window_until:
             return widest

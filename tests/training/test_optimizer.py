@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from nfc_gs.codes.binary import Binary
+from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.core.gaussians import Edit, Gaussians
+from nfc_gs.core.harmonics import evaluate, evaluate_plain
 from nfc_gs.deformations.static import Static
 from nfc_gs.kernels.threads import set_thread_count, thread_count
 from nfc_gs.training.experiment import OptimizerSettings
@@ -208,3 +211,87 @@ def test_an_average_goes_on_bit_for_bit_when_restored():
         later.step(step)
     for name, value in whole.gaussians.items():
         torch.testing.assert_close(getattr(later.gaussians, name), value, **EXACT)
+
+
+def rich(num: int, precision: torch.dtype) -> Gaussians:
+    g = torch.Generator().manual_seed(1)
+    shapes = {"means": (3,), "log_scales": (3,), "quats": (4,), "colour_logits": (3, 4), "opacity_logits": (8,)}
+    fields = {name: torch.randn(num, *shape, generator=g).to(precision) for name, shape in shapes.items()}
+    harmonics = 0.3 * torch.randn(num, 15, 3, generator=g).to(precision)
+    return Gaussians(**fields, harmonics=harmonics, motion=torch.zeros(num, 0, dtype=precision))
+
+
+def shown(gaussians: Gaussians, step: int) -> torch.Tensor:
+    """A number of all that may tell its gradient: shaded colours of words, one bit of each, and words of opacity."""
+    code, opacity_code, plain = Thermometer(bits=4), Binary(bits=8), gaussians.means.dtype == torch.float64
+    shade = evaluate_plain if plain else evaluate
+    g = torch.Generator().manual_seed(step)
+    like = gaussians.means
+    position, wishes = torch.tensor([0.5, -0.2, 6.0]).to(like), torch.randn(len(like), 8, generator=g).to(like)
+    base = code.values(gaussians.colour_logits, unit=False)
+    colours = shade(base, gaussians.harmonics, gaussians.means, position, min(step + 1, 3))
+    total = (colours * wishes[:, :3]).sum() + (
+        opacity_code.values(gaussians.opacity_logits, unit=True) * wishes[:, 3]
+    ).sum()
+    if step != 1:
+        total = total + (code.probability(gaussians.colour_logits, step) * wishes[:, 4:7]).sum()
+    # A part that is not told.
+    return total + (gaussians.opacity_logits.sigmoid().sum(1) * wishes[:, 7]).sum() if step == 2 else total
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("num", [1, 37, 300])
+def test_a_step_of_gradients_that_were_told_is_torchs_adam_of_autograds_in_double_precision(num, threads):
+    before = thread_count()
+    set_thread_count(threads)
+    o = GaussianOptimizer(rich(num, torch.float32), optimizer().field, OptimizerSettings(), 2.0, 100)
+    plain = rich(num, torch.float64).map(nn.Parameter)
+    adam = torch.optim.Adam([{"params": [value], "name": name} for name, value in plain.items()], eps=1e-15)
+    for step in range(4):
+        for group in adam.param_groups:
+            group["lr"] = o.rates(step)[group["name"]]
+        adam.zero_grad()
+        shown(plain, step).backward()
+        with o.listening():
+            shown(o.gaussians, step).backward()
+        assert o.gaussians.harmonics.grad is None
+        assert o.gaussians.colour_logits.grad is None
+        assert (o.gaussians.opacity_logits.grad is None) == (step != 2)
+        adam.step()
+        o.step(step)
+        assert not any(value.heard for _, value in o.gaussians.items())
+    set_thread_count(before)
+    for name, value in o.gaussians.items():
+        # Adam takes steps of one rate whatever a gradient's size, and so magnifies the rounding of the smallest.
+        torch.testing.assert_close(
+            value.detach().double(), getattr(plain, name).detach(), rtol=0, atol=1e-2 * 4 * o.rates(0)[name]
+        )
+        for key in ("exp_avg", "exp_avg_sq"):
+            found = o.tensors().get(f"{name}.0.{key}")
+            if found is not None:
+                torch.testing.assert_close(found.double(), adam.state[getattr(plain, name)][key], rtol=1e-4, atol=1e-6)
+
+
+def test_told_gradients_give_the_same_bits_on_any_number_of_threads():
+    before, results = thread_count(), []
+    for threads in (1, 3):
+        set_thread_count(threads)
+        o = GaussianOptimizer(rich(211, torch.float32), optimizer().field, OptimizerSettings(), 2.0, 100)
+        for step in range(3):
+            with o.listening():
+                shown(o.gaussians, step).backward()
+            o.step(step)
+        results.append(o)
+    set_thread_count(before)
+    for (name, one), (_, other) in zip(*(o.gaussians.items() for o in results), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_a_gradient_that_is_forgotten_was_never_told():
+    o = GaussianOptimizer(rich(20, torch.float32), optimizer().field, OptimizerSettings(), 2.0, 100)
+    with o.listening():
+        shown(o.gaussians, 0).backward()
+    o.forget_gradients()
+    o.step(0)
+    for name, value in rich(20, torch.float32).items():
+        assert torch.equal(value, getattr(o.gaussians, name)), name
