@@ -386,25 +386,53 @@ def _transposed_quarters(builder, rows):
     ]
 
 
+def _transposed(context, builder, array, value, first):
+    """The columns of the 16 x 16 matrix from `array[first]` on."""
+    places = [_row_of_matrix(context, builder, array, value, first, i) for i in range(LANES)]
+    rows = [builder.load(place, align=4) for place in places]
+    groups = [_transposed_quarters(builder, rows[i : i + 4]) for i in range(0, LANES, 4)]
+    columns = [None] * LANES
+    for c in range(4):
+        # Now the quarters change places: first by halves (free where a vector is two registers), then singly.
+        first = [_shuffle(builder, groups[i][c], groups[i + 2][c], _of_quarters((0, 1, 4, 5))) for i in (0, 1)]
+        second = [_shuffle(builder, groups[i][c], groups[i + 2][c], _of_quarters((2, 3, 6, 7))) for i in (0, 1)]
+        for half, pair in enumerate((first, second)):
+            for odd, pattern in enumerate(((0, 4, 2, 6), (1, 5, 3, 7))):
+                columns[4 * (2 * half + odd) + c] = _shuffle(builder, pair[0], pair[1], _of_quarters(pattern))
+    return columns
+
+
+def _row_of_matrix(context, builder, array, value, first, row):
+    return _vector_at(context, builder, array, value, builder.add(first, _index(LANES * row)))
+
+
 @intrinsic
-def transpose(typing, array):
-    """Transposes the 16 x 16 matrix in `array[0:256]`, in place."""
+def transpose_to(typing, source, first, target, place):
+    """`target[place : place + 256]` is the transposed of the 16 x 16 matrix in `source[first : first + 256]`."""
 
     def generate(context, builder, signature, values):
-        places = [_vector_at(context, builder, array, values[0], _index(LANES * i)) for i in range(LANES)]
-        rows = [builder.load(place, align=4) for place in places]
-        groups = [_transposed_quarters(builder, rows[i : i + 4]) for i in range(0, LANES, 4)]
-        for c in range(4):
-            # Now the quarters change places: first by halves (free where a vector is two registers), then singly.
-            first = [_shuffle(builder, groups[i][c], groups[i + 2][c], _of_quarters((0, 1, 4, 5))) for i in (0, 1)]
-            second = [_shuffle(builder, groups[i][c], groups[i + 2][c], _of_quarters((2, 3, 6, 7))) for i in (0, 1)]
-            for half, pair in enumerate((first, second)):
-                for odd, pattern in enumerate(((0, 4, 2, 6), (1, 5, 3, 7))):
-                    column = _shuffle(builder, pair[0], pair[1], _of_quarters(pattern))
-                    builder.store(column, places[4 * (2 * half + odd) + c], align=4)
+        for i, column in enumerate(_transposed(context, builder, source, values[0], values[1])):
+            builder.store(column, _row_of_matrix(context, builder, target, values[2], values[3], i), align=4)
         return context.get_dummy_value()
 
-    return types.void(array), generate
+    return types.void(source, types.intp, target, types.intp), generate
+
+
+@register_jitable
+def transpose(array):
+    """Transposes the 16 x 16 matrix in `array[0:256]`, in place."""
+    transpose_to(array, 0, array, 0)
+
+
+@intrinsic
+def transposed(typing, array, first):
+    """The columns of the 16 x 16 matrix in `array[first : first + 256]`."""
+
+    def generate(context, builder, signature, values):
+        columns = _transposed(context, builder, array, values[0], values[1])
+        return context.make_tuple(builder, signature.return_type, columns)
+
+    return types.UniTuple(Lanes, LANES)(array, types.intp), generate
 
 
 def _columns_to_rows(builder, columns):
@@ -556,18 +584,6 @@ def store_three(typing, array, starts, x, y, z):
         return context.get_dummy_value()
 
     return types.void(array, starts, Lanes, Lanes, Lanes), generate
-
-
-@intrinsic
-def copy_four(typing, array, index, source, place):
-    """`array[index : index + 4] = source[place : place + 4]`."""
-
-    def generate(context, builder, signature, values):
-        four = builder.load(_vector_at(context, builder, source, values[2], values[3], _quarter), align=4)
-        builder.store(four, _vector_at(context, builder, array, values[0], values[1], _quarter), align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, source, types.intp), generate
 
 
 @intrinsic

@@ -14,6 +14,7 @@ import math
 import numpy as np
 from numba import float32, njit
 
+from nfc_gs.kernels.scratch import write_set_bits
 from nfc_gs.kernels.simd import (
     LANES,
     bits,
@@ -58,13 +59,6 @@ _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _TILE, _LAST, _PER_TILE = np.float32(TILE), np.float32(TILE - 1), np.float32(1 / TILE)
-
-# For each byte, the numbers of its set bits, in order: LANES_OF_BYTE[8 * byte : 8 * byte + popcount].
-_LANES_OF_BYTE = np.zeros(256 * 8, np.uint32)
-_COUNT_OF_BYTE = np.array([bin(byte).count("1") for byte in range(256)], np.uint64)
-for _byte in range(256):
-    _set = [bit for bit in range(8) if _byte >> bit & 1]
-    _LANES_OF_BYTE[8 * _byte : 8 * _byte + len(_set)] = _set
 
 
 @njit(**_SETTINGS)
@@ -271,16 +265,11 @@ def find_rows(rows, splats, first, starts):
 def list_block(touches, groups, block, stride, listed):
     """Writes where the rows of the splats that touch a block start, `stride` times their numbers within the tile.
 
-    Returns how many there are; `listed` (uint32) must have room for eight more than the splats of the tile.
+    Returns how many there are; `listed` (uint32) must have room for sixteen more than the splats of the tile.
     """
-    count = np.uint64(0)
+    count = np.int64(0)
+    step = np.uint32(stride)
     for group in range(groups):
-        word = np.uint64(touches[group * BLOCKS + block])
-        for half in range(2):
-            byte = (word >> np.uint64(8 * half)) & np.uint64(255)
-            base = np.uint32(group * LANES + 8 * half)
-            for i in range(8):
-                lane = _LANES_OF_BYTE[np.uint64(8) * byte + np.uint64(i)]
-                listed[count + np.uint64(i)] = (lane + base) * np.uint32(stride)
-            count += _COUNT_OF_BYTE[byte]
-    return np.int64(count)
+        word = touches[group * BLOCKS + block]
+        count += write_set_bits(listed, count, word, np.uint32(group * LANES) * step, step)
+    return count

@@ -19,7 +19,7 @@ from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Splats
 from nfc_gs.core.harmonics import evaluate
 from nfc_gs.core.rendering import ALPHA_MAX, ALPHA_MIN, SCREEN_BLUR, TRANSMITTANCE_MIN, Rendering
-from nfc_gs.kernels import compositing, projection, tiles
+from nfc_gs.kernels import compositing, compositing_backward, projection, tiles
 from nfc_gs.kernels.gradients import add_records, copy_absolute, copy_columns
 from nfc_gs.kernels.rows import split
 from nfc_gs.kernels.threads import new_queues, part, share, thread_count
@@ -225,7 +225,7 @@ class _Drawing:
     ) -> _Sums:
         """What a backward pass adds up; `outgoing`, if there is any, takes the gradients of what was projected."""
         count, channels = values.shape
-        columns = compositing.LOCAL + compositing.padded(channels, weigh)
+        columns = compositing.LOCAL + compositing_backward.padded(channels, weigh)
         sums = _Sums(*(np.empty((count, width), np.float32) for width in (channels, 2 * absgrad, int(weigh))))
         with _scratch.borrow(count + 1, columns) as gradients:
             composite = partial(self._composite_backward, values, background, grad_channels, grad_alpha, absgrad, weigh)
@@ -269,12 +269,12 @@ class _Drawing:
     def _composite_backward(
         self, values, background, grad_channels, grad_alpha, absgrad, weigh, begin, end, gradients, *, by_splat
     ):
-        """Tiles begin .. end - 1; see `compositing.composite_backward`, the last rows of `gradients` are scratch."""
+        """Tiles begin .. end - 1; see `compositing_backward.composite_backward`, the last rows of `gradients` are scratch."""
         threads = 1 if by_splat else thread_count()
         queues = new_queues(begin, end, threads)
         share(
-            lambda number: compositing.composite_backward(
-                queues, number, begin, self.lists, values, background, _LIMITS, self.transmittances, self.stops,
+            lambda number: compositing_backward.composite_backward(
+                queues, number, begin, self.lists, values, background, _LIMITS, self.stops,
                 grad_channels, grad_alpha, absgrad, weigh, by_splat, len(gradients) - threads + number, gradients,
             ),
             threads,
