@@ -6,11 +6,14 @@
 
 A run without rounding is measured as it is and with its decoded colours (without their view-dependent part) and opacities
 rounded to K = 2 to 8 bits: bit for bit what a training with `rounding.start=1` ends with. A run with rounding was learned, and
-is measured as it is. A run whose codes are binary words of K bits is measured with each bit rounded to 0 or 1 as well.
+is measured as it is. A run whose codes are binary words of K bits is measured with each bit rounded to 0 or 1 as well. A stronger
+control, *codebook*: of each channel and of the opacities the 2^K numbers with the least squared error (Lloyd's algorithm,
+from quantiles), found when the training is over.
 
 Counted are the words of colours and opacities alone, four a Gaussian, as everything else is the same numbers in all arms:
 *bits* are 4 K a Gaussian, packed; *deflated* is what zlib (level 9) makes of one byte a word, all reds, then all greens, blues
-and opacities, in the model's order. Without rounding they are 128 bits, four float32.
+and opacities, in the model's order. A codebook's four tables of 2^K float32 are counted in both. Without rounding they are 128
+bits, four float32.
 
 Runs of the same photographs, size and steps are compared; learned less rounded is the difference of the same seed.
 """
@@ -49,6 +52,8 @@ BITS: tuple[Any, ...] = (2, 3, 4, 5, 6, 7, 8)
 HARD = 200.0
 FLOAT_BITS = 128
 UNLEARNED, ROUNDED, LEARNED, THRESHOLDED = "float32", "rounded afterwards", "learned", "bits thresholded"
+CODEBOOK = "codebook afterwards"
+LLOYD_STEPS = 50
 
 
 def words(model: SplatModel, bits: int) -> np.ndarray:
@@ -65,6 +70,36 @@ def words(model: SplatModel, bits: int) -> np.ndarray:
     if not torch.allclose(values, levels, rtol=0, atol=1e-4):
         raise UserError(f"colours and opacities are no words of {bits} bits")
     return levels.numpy().astype(np.uint8)
+
+
+def codebook(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most 2^bits numbers with little squared error to the given ones (Lloyd 1982), ascending, and which is whose."""
+    table = np.unique(np.quantile(values, (np.arange(2**bits) + 0.5) / 2**bits))
+    for _ in range(LLOYD_STEPS):
+        nearest = np.searchsorted((table[:-1] + table[1:]) / 2, values)
+        sums, counts = (np.bincount(nearest, weights, minlength=len(table)) for weights in (values, None))
+        moved = np.where(counts > 0, sums / np.maximum(counts, 1), table)
+        if np.array_equal(moved, table):
+            break
+        table = moved
+    return table, np.searchsorted((table[:-1] + table[1:]) / 2, values)
+
+
+def with_codebook(model: SplatModel, bits: int) -> tuple[SplatModel, np.ndarray]:
+    """The model with the numbers of four codebooks, and its words [4 N]."""
+    with torch.no_grad():
+        colours, opacities = model.base_colours(model.gaussians), model.opacities()
+    columns = torch.cat([colours, opacities[:, None]], 1).cpu().double().numpy().T
+    found = [codebook(column, bits) for column in columns]
+    held = torch.from_numpy(np.stack([table[words] for table, words in found], 1)).to(colours)
+    code = Identity()
+    gaussians = replace(
+        model.gaussians,
+        colour_logits=code.logits(held[:, :3], unit=False),
+        opacity_logits=code.logits(held[:, 3], unit=True),
+    )
+    words = np.concatenate([words for _, words in found]).astype(np.uint8)
+    return replace(model, code=code, opacity_code=code, gaussians=gaussians, rounding=UNROUNDED), words
 
 
 def deflated(numbers: np.ndarray) -> int:
@@ -85,25 +120,33 @@ def thresholded(model: SplatModel) -> SplatModel:
     return replace(model, gaussians=hard, rounding=UNROUNDED)
 
 
-def variants(run: Run) -> Iterator[tuple[str, int, SplatModel]]:
-    """How, to how many bits (0: to none), and the model that is measured."""
+def variants(run: Run) -> Iterator[tuple[str, int, SplatModel, np.ndarray | None]]:
+    """How, to how many bits (0: to none), the model that is measured, and its words [4 N]."""
     model, rounding = run.model, run.experiment.rounding
     if rounding.colour_bits != rounding.opacity_bits:
         raise UserError(f"{run.folder}: rounds colours and opacities to different words; only equal ones are compared")
     if rounding.colour_bits:
         kind = LEARNED if rounding.start < 1 else ROUNDED
-        yield kind, rounding.colour_bits, model
+        yield kind, rounding.colour_bits, model, words(model, rounding.colour_bits)
         return
-    yield UNLEARNED, 0, model
+    yield UNLEARNED, 0, model, None
     if isinstance(model.code, Binary) and isinstance(model.opacity_code, Binary):
         bits = model.code.bits
         if model.opacity_code.bits == bits:
-            yield THRESHOLDED, bits, thresholded(model)
+            hard = thresholded(model)
+            yield THRESHOLDED, bits, hard, words(hard, bits)
             if bits in BITS:
-                yield ROUNDED, bits, replace(model, rounding=Rounding(colour_bits=bits, opacity_bits=bits))
+                yield ROUNDED, *rounded_to(model, bits)
             return
     for bits in BITS:
-        yield ROUNDED, bits, replace(model, rounding=Rounding(colour_bits=bits, opacity_bits=bits))
+        yield ROUNDED, *rounded_to(model, bits)
+        yield CODEBOOK, bits, *with_codebook(model, bits)
+
+
+def rounded_to(model: SplatModel, bits: int) -> tuple[int, SplatModel, np.ndarray]:
+    """The bits, the model rounded to them, and its words."""
+    model = replace(model, rounding=Rounding(colour_bits=bits, opacity_bits=bits))
+    return bits, model, words(model, bits)
 
 
 def method_of(model: SplatModel) -> str:
@@ -125,24 +168,25 @@ def measure(run: Run) -> list[dict[str, Any]]:
     data = dump(experiment)["dataset"]
     where = Path(data.get("folder", data["kind"])).name
     records = []
-    for how, bits, model in variants(run):
+    for how, bits, model, held in variants(run):
         found = evaluate(model, scene.test, taken.__getitem__, lpips=networks)
         count = len(model.gaussians)
+        tables = 4 * 2**bits * 32 / count if how == CODEBOOK else 0
         records.append(
             {
                 "run": experiment.name,
                 "scene": f"{where} {metrics['resolution']}, {len(scene.train)} views",
                 "steps": run.record["step"],
                 "seed": experiment.seed,
-                "method": method_of(model),
+                "method": method_of(run.model),
                 "how": how,
                 "bits": bits,
                 "psnr": found.psnr,
                 "ssim": found.ssim,
                 "lpips_alex": found.lpips_alex,
                 "num_gaussians": count,
-                "bits_per_gaussian": 4 * bits or FLOAT_BITS,
-                "deflated_bits_per_gaussian": 8 * deflated(words(model, bits)) / count if bits else None,
+                "bits_per_gaussian": 4 * bits + tables if bits else FLOAT_BITS,
+                "deflated_bits_per_gaussian": None if held is None else 8 * deflated(held) / count + tables,
                 "commit": metrics.get("commit"),
                 "device": metrics.get("device"),
                 "measured_at": surroundings()["commit"],
@@ -181,7 +225,7 @@ def markdown(records: Sequence[dict[str, Any]], picture: str, command: str) -> s
             scores = [spread([r[k] for r in same], d) for k, d in (("psnr", 2), ("ssim", 4), ("lpips_alex", 4))]
             seeds = " ".join(str(record["seed"]) for record in same)
             lines.append(
-                f"| {method} | {how} | {bits or '–'} | {seeds} | {same[0]['bits_per_gaussian']} | {packed} | "
+                f"| {method} | {how} | {bits or '–'} | {seeds} | {same[0]['bits_per_gaussian']:.3g} | {packed} | "
                 + " | ".join(scores)
                 + " |"
             )
@@ -206,7 +250,7 @@ def _gains(group: Group) -> str:
     """What learning gained over rounding afterwards; empty where nothing was learned."""
     lines = []
     for (method, how, bits), same in sorted(group.items(), key=lambda item: _place(*item[0])):
-        if how not in (LEARNED, THRESHOLDED):
+        if how not in (LEARNED, THRESHOLDED, CODEBOOK):
             continue
         control = {record["seed"]: record for record in group.get((method, ROUNDED, bits), [])}
         if how == THRESHOLDED:
@@ -232,6 +276,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     """For each scene and number of steps PSNR against bits a Gaussian, deflated; grey: float32."""
     kinds = [
         ("regression", ROUNDED),
+        ("regression", CODEBOOK),
         ("regression", LEARNED),
         ("nfc", ROUNDED),
         ("nfc", LEARNED),

@@ -69,6 +69,7 @@ def test_rounding_one_training_afterwards_is_a_training_that_rounds_at_its_end(r
     assert scores["plain", "rounded afterwards", 3] == scores["after", "rounded afterwards", 3]
     assert scores["learned", "learned", 3] != scores["after", "rounded afterwards", 3]
     assert {bits for run, _, bits in scores if run == "plain"} == {0, 2, 3, 4, 5, 6, 7, 8}
+    assert ("plain", "codebook afterwards", 2) in scores
     assert ("binary", "bits thresholded", 3) in scores
 
 
@@ -114,6 +115,43 @@ def test_the_words_that_are_counted_give_every_number_back(few_bits, bits):
     assert len(zlib.compress(words.tobytes(), 9)) == few_bits.deflated(words)
     with pytest.raises(UserError, match="no words of"):
         few_bits.words(replace(drawn, rounding=Rounding()), bits)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_codebook_is_no_worse_than_any_it_can_reach_by_one_exchange(few_bits, bits):
+    values = np.random.default_rng(bits).beta(0.5, 2, 400)
+    table, words = few_bits.codebook(values, bits)
+    assert len(table) == 2**bits and (np.diff(table) > 0).all()
+    error = ((values - table[words]) ** 2).sum()
+    # Lloyd's two conditions: everyone has the nearest number, and every number is the mean of its own.
+    assert (np.abs(values[:, None] - table).argmin(1) == words).all()
+    for number in range(len(table)):
+        assert table[number] == pytest.approx(values[words == number].mean(), abs=1e-3)
+    even = np.abs(values[:, None] - np.linspace(0, 1, 2**bits)).min(1)
+    assert error < (even**2).sum()
+    # Where there are no more values than numbers, each is kept.
+    few = np.repeat([0.1, 0.35, 0.8], 20)
+    table, words = few_bits.codebook(few, bits)
+    np.testing.assert_allclose(table[words], few, rtol=0, atol=1e-12)
+
+
+def test_a_model_with_codebooks_holds_their_numbers(few_bits):
+    drawn = model(count=40)
+    random = torch.Generator().manual_seed(0)
+    gaussians = replace(
+        drawn.gaussians,
+        colour_logits=torch.randn(41, 3, 1, generator=random),
+        opacity_logits=torch.randn(41, 1, generator=random),
+    )
+    drawn = replace(drawn, gaussians=gaussians)
+    coded, words = few_bits.with_codebook(drawn, 3)
+    assert words.shape == (4 * 41,) and words.max() <= 7
+    colours, opacities = drawn.base_colours(gaussians).double().numpy(), drawn.opacities().double().numpy()
+    table, mine = few_bits.codebook(colours[:, 1], 3)
+    np.testing.assert_allclose(coded.base_colours(coded.gaussians)[:, 1], table[mine], atol=1e-6)  # float32
+    table, mine = few_bits.codebook(opacities, 3)
+    np.testing.assert_allclose(coded.opacities(), table[mine], atol=1e-6)
+    assert (words[3 * 41 :] == mine).all()
 
 
 def test_thresholded_words_are_those_of_the_bits_that_are_more_likely_than_not(few_bits):
