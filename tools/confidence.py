@@ -1,7 +1,7 @@
 """What knows where renders are wrong, and which Gaussians can be left out: signals of finished runs, on their held-out views.
 
     python tools/confidence.py RUN [RUN ...] --output benchmarks/confidence.md    # measures, writes the JSON and the tables
-    python tools/confidence.py benchmarks/confidence.json --output benchmarks/confidence.md    # the tables anew
+    python tools/confidence.py benchmarks/confidence.json [RUN ...] --output benchmarks/confidence.md    # the tables anew, and more
 
 The worst tenth of a view's pixels are those of the largest squared error. A signal's AUC is the chance that it is larger in
 one of them than in one of the others, ties counting half: .5 is a guess, 1 finds them all. Signals of Gaussians are composited
@@ -338,12 +338,12 @@ def _area(values: Sequence[float | None]) -> str:
 
 
 def _loss(records: Sequence[dict[str, Any]], order: str, share: str) -> str:
-    """`PSNR / SSIM` lost."""
-    lost = [
-        spread([record["pruned"][order][share][i] - record[key] for record in records], digits)
-        for i, (key, digits) in enumerate((("psnr", 2), ("ssim", 4)))
-    ]
-    return " / ".join(lost).replace("-", MINUS)
+    """`PSNR / SSIM` less the whole model's."""
+    lost = []
+    for i, (key, digits) in enumerate((("psnr", 2), ("ssim", 4))):
+        shown = spread([record["pruned"][order][share][i] - record[key] for record in records], digits)
+        lost.append(shown.replace("-", MINUS) if shown.startswith("-") else f"+{shown}")
+    return " / ".join(lost)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -356,20 +356,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=f"{__doc__} (nfc-gs {nfc_gs.__version__})", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or the JSON of an earlier call")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, and JSON of earlier calls")
     parser.add_argument("--output", type=Path, required=True, help="the Markdown file; the JSON goes beside it")
     chosen = parser.parse_args()
     numbers = chosen.output.with_suffix(".json")
     try:
-        if chosen.runs[0].suffix == ".json":
-            records = _read(chosen.runs[0])
-        else:
-            records = []
-            for folder in chosen.runs:
-                records.append(measure(open_run(folder)))
-                print(f"{folder}: {records[-1]['psnr']:.2f} dB", flush=True)
-            lines = ",\n".join(json.dumps(record) for record in records)
-            numbers.write_text(f'{{"format": {FORMAT}, "runs": [\n{lines}\n]}}\n')
+        records: list[dict[str, Any]] = []
+        for path in chosen.runs:
+            if path.suffix == ".json":
+                records += _read(path)
+                continue
+            records.append(measure(open_run(path)))
+            print(f"{path}: {records[-1]['psnr']:.2f} dB", flush=True)
+        lines = ",\n".join(json.dumps(record) for record in records)
+        numbers.write_text(f'{{"format": {FORMAT}, "runs": [\n{lines}\n]}}\n')
         chosen.output.write_text(
             markdown(records, f"python tools/confidence.py {numbers.name} --output {chosen.output.name}")
         )

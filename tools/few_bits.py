@@ -2,7 +2,7 @@
 
     nfc-gs sweep configs/studies/few_bits.yaml --threads 1
     python tools/few_bits.py runs/few_bits/*_s? --output benchmarks/few_bits.md       # measures, writes JSON, tables and plot
-    python tools/few_bits.py benchmarks/few_bits.json --output benchmarks/few_bits.md # tables and plot anew
+    python tools/few_bits.py benchmarks/few_bits.json [RUN ...] --output benchmarks/few_bits.md # anew from the JSON, and more
 
 A run without rounding is measured as it is and with its decoded colours (without their view-dependent part) and opacities
 rounded to K = 2 to 8 bits: bit for bit what a training with `rounding.start=1` ends with. A run with rounding was learned, and
@@ -322,22 +322,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=f"{__doc__} (nfc-gs {nfc_gs.__version__})", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or the JSON of an earlier call")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, and JSON of earlier calls")
     parser.add_argument("--output", type=Path, required=True, help="the Markdown file; JSON and PNG go beside it")
     chosen = parser.parse_args()
     numbers, picture = chosen.output.with_suffix(".json"), chosen.output.with_suffix(".png")
     try:
-        if chosen.runs[0].suffix == ".json":
-            records = _read(chosen.runs[0])
-        else:
-            records = []
-            for folder in chosen.runs:
-                if not (folder / "metrics.json").is_file():
-                    raise UserError(f"{folder}: is no finished run: it has no metrics.json")
-                records += measure(open_run(folder))
-                print(f"{folder}: {records[-1]['psnr']:.2f} dB at {records[-1]['bits']} bits", flush=True)
-            lines = ",\n".join(json.dumps(record) for record in records)
-            numbers.write_text(f'{{"format": {FORMAT}, "records": [\n{lines}\n]}}\n')
+        records: list[dict[str, Any]] = []
+        for path in chosen.runs:
+            if path.suffix == ".json":
+                records += _read(path)
+                continue
+            if not (path / "metrics.json").is_file():
+                raise UserError(f"{path}: is no finished run: it has no metrics.json")
+            records += measure(open_run(path))
+            print(f"{path}: {records[-1]['psnr']:.2f} dB at {records[-1]['bits']} bits", flush=True)
+        lines = ",\n".join(json.dumps(record) for record in records)
+        numbers.write_text(f'{{"format": {FORMAT}, "records": [\n{lines}\n]}}\n')
         draw(records, picture)
         chosen.output.write_text(
             markdown(records, picture.name, f"python tools/few_bits.py {numbers.name} --output {chosen.output.name}")
