@@ -53,6 +53,8 @@ HARD = 200.0
 FLOAT_BITS = 128
 UNLEARNED, ROUNDED, LEARNED, THRESHOLDED = "float32", "rounded afterwards", "learned", "bits thresholded"
 CODEBOOK = "codebook afterwards"
+# Decoded words, and nothing that classifies them.
+UNCLASSIFIED = "nfc without its loss"
 LLOYD_STEPS = 50
 
 
@@ -149,13 +151,14 @@ def rounded_to(model: SplatModel, bits: int) -> tuple[int, SplatModel, np.ndarra
     return bits, model, words(model, bits)
 
 
-def method_of(model: SplatModel) -> str:
-    """What a run is, by its codes."""
+def method_of(run: Run) -> str:
+    """What a run is, by its codes and its loss of them."""
+    model = run.model
     if isinstance(model.code, Identity):
         return "regression"
     if isinstance(model.code, Binary) and isinstance(model.opacity_code, Binary):
         return f"binary words of {model.code.bits}"
-    return "nfc"
+    return "nfc" if "code_bce" in run.experiment.losses else UNCLASSIFIED
 
 
 def measure(run: Run) -> list[dict[str, Any]]:
@@ -178,7 +181,7 @@ def measure(run: Run) -> list[dict[str, Any]]:
                 "scene": f"{where} {metrics['resolution']}, {len(scene.train)} views",
                 "steps": run.record["step"],
                 "seed": experiment.seed,
-                "method": method_of(run.model),
+                "method": method_of(run),
                 "how": how,
                 "bits": bits,
                 "psnr": found.psnr,
@@ -233,7 +236,7 @@ def markdown(records: Sequence[dict[str, Any]], picture: str, command: str) -> s
         gains = _gains(group)
         if gains:
             parts += [
-                "Less rounding afterwards to the same K, by seed, with 95 % intervals of Student's t; deflated in bits a Gaussian:",
+                "Differences by seed, with 95 % intervals of Student's t; deflated in bits a Gaussian:",
                 gains,
             ]
     said = sorted(
@@ -246,25 +249,29 @@ def _place(method: str, how: str, bits: int) -> tuple[Any, ...]:
     return method not in ("regression", "nfc"), method == "nfc", method, bits, how
 
 
+def _controls(method: str, how: str) -> list[tuple[str, str]]:
+    """Methods and ways of the same K that something is compared with."""
+    if how == LEARNED:
+        other = [("regression", LEARNED), (UNCLASSIFIED, LEARNED)] if method != "regression" else [(method, CODEBOOK)]
+        return [(method, ROUNDED), *other]
+    # What has learned its bits is compared with regression, rounded to as many.
+    return {CODEBOOK: [(method, ROUNDED)], THRESHOLDED: [("regression", ROUNDED)]}.get(how, [])
+
+
 def _gains(group: Group) -> str:
-    """What learning gained over rounding afterwards; empty where nothing was learned."""
+    """What everything gained over its controls; empty where nothing can be compared."""
     lines = []
     for (method, how, bits), same in sorted(group.items(), key=lambda item: _place(*item[0])):
-        if how not in (LEARNED, THRESHOLDED, CODEBOOK):
-            continue
-        control = {record["seed"]: record for record in group.get((method, ROUNDED, bits), [])}
-        if how == THRESHOLDED:
-            # What has learned its bits is compared with regression, rounded to as many.
-            control = {record["seed"]: record for record in group.get(("regression", ROUNDED, bits), [])}
-        pairs = [(record, control[record["seed"]]) for record in same if record["seed"] in control]
-        if not pairs:
-            continue
-        gains = [
-            signed(estimate([a[key] - b[key] for a, b in pairs]), digits)
-            for key, digits in (("psnr", 2), ("ssim", 4), ("deflated_bits_per_gaussian", 2))
-        ]
-        against = f"{'regression' if how == THRESHOLDED else method}, {ROUNDED}"
-        lines.append(f"| {method}, {how} | {against} | {bits} | {len(pairs)} | " + " | ".join(gains) + " |")
+        for other, way in _controls(method, how):
+            control = {record["seed"]: record for record in group.get((other, way, bits), [])}
+            pairs = [(record, control[record["seed"]]) for record in same if record["seed"] in control]
+            if not pairs or (other, way) == (method, how):
+                continue
+            gains = [
+                signed(estimate([a[key] - b[key] for a, b in pairs]), digits)
+                for key, digits in (("psnr", 2), ("ssim", 4), ("deflated_bits_per_gaussian", 2))
+            ]
+            lines.append(f"| {method}, {how} | {other}, {way} | {bits} | {len(pairs)} | " + " | ".join(gains) + " |")
     if not lines:
         return ""
     return "\n".join(
