@@ -53,6 +53,7 @@ HARD = 200.0
 FLOAT_BITS = 128
 UNLEARNED, ROUNDED, LEARNED, THRESHOLDED = "float32", "rounded afterwards", "learned", "bits thresholded"
 CODEBOOK = "codebook afterwards"
+USUAL = {"l1", "dssim"}
 # Decoded words, and nothing that classifies them.
 UNCLASSIFIED = "nfc without its loss"
 LLOYD_STEPS = 50
@@ -152,13 +153,13 @@ def rounded_to(model: SplatModel, bits: int) -> tuple[int, SplatModel, np.ndarra
 
 
 def method_of(run: Run) -> str:
-    """What a run is, by its codes and its loss of them."""
-    model = run.model
+    """What a run is, by its codes and by what it has for losses beside those of all."""
+    model, more = run.model, set(run.experiment.losses) - USUAL
     if isinstance(model.code, Identity):
-        return "regression"
+        return " and ".join(["regression", *sorted(more)])
     if isinstance(model.code, Binary) and isinstance(model.opacity_code, Binary):
         return f"binary words of {model.code.bits}"
-    return "nfc" if "code_bce" in run.experiment.losses else UNCLASSIFIED
+    return " and ".join(["nfc", *sorted(more - {"code_bce"})]) if "code_bce" in more else UNCLASSIFIED
 
 
 def measure(run: Run) -> list[dict[str, Any]]:
@@ -252,8 +253,9 @@ def _place(method: str, how: str, bits: int) -> tuple[Any, ...]:
 def _controls(method: str, how: str) -> list[tuple[str, str]]:
     """Methods and ways of the same K that something is compared with."""
     if how == LEARNED:
-        other = [("regression", LEARNED), (UNCLASSIFIED, LEARNED)] if method != "regression" else [(method, CODEBOOK)]
-        return [(method, ROUNDED), *other]
+        others = ("regression", UNCLASSIFIED, "regression and code_bce", "regression and ray_variance")
+        learned = [(other, LEARNED) for other in others] if method == "nfc" else [("regression", LEARNED)]
+        return [(method, ROUNDED), (method, CODEBOOK), *learned]
     # What has learned its bits is compared with regression, rounded to as many.
     return {CODEBOOK: [(method, ROUNDED)], THRESHOLDED: [("regression", ROUNDED)]}.get(how, [])
 
