@@ -39,6 +39,15 @@ class TargetCode(abc.ABC):
     def linear(self) -> bool:
         """Whether decoding is linear in the probabilities, so that it commutes with alpha compositing."""
 
+    @property
+    def adapts(self) -> bool:
+        """Whether it must be fitted to a scene's colours before it is used."""
+        return False
+
+    def fit(self, colours: Float[Tensor, "P 3"]) -> "TargetCode":
+        """The code made for a scene of these colours in [0, 1]; itself, if it is the same for all."""
+        return self
+
     @abc.abstractmethod
     def encode(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
         """Labels in [0, 1] of values in [0, 1] (values outside are clamped): the word, most significant bit first."""

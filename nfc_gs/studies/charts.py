@@ -80,7 +80,7 @@ def draw_gains(results: Results, path: Path) -> bool:
             )
     if not panels:
         return False
-    _draw(panels, columns=min(3, len(panels)), path=path)
+    draw_panels(panels, columns=min(3, len(panels)), path=path)
     return True
 
 
@@ -110,7 +110,7 @@ def draw_curves(results: Results, path: Path) -> bool:
             panels.append(Panel(title=title, x_label="minutes", marks=marks, keys=keys))
     if not any(panel.marks for panel in panels):
         return False
-    _draw(panels, columns=len(conditions), path=path)
+    draw_panels(panels, columns=len(conditions), path=path)
     return True
 
 
@@ -127,7 +127,7 @@ def _gains_of(results: Results, group: Group, arm: str, control: str, row: int) 
     return marks
 
 
-def _draw(panels: Sequence[Panel], columns: int, path: Path) -> None:
+def draw_panels(panels: Sequence[Panel], columns: int, path: Path) -> None:
     """Panels in rows from the left; the file appears when it is complete."""
     width = max(panel.size[0] for panel in panels)
     height = max(panel.size[1] for panel in panels)

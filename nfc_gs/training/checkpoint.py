@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from nfc_gs.config import UserError, dump, validate
+from nfc_gs.codes.base import TargetCode
+from nfc_gs.config import UserError, dump, validate, validate_kind
 from nfc_gs.core.gaussians import Gaussians
 from nfc_gs.core.scene import Similarity
 from nfc_gs.model import SplatModel
@@ -77,6 +78,8 @@ def save(trainer: Trainer, path: Path) -> None:
         "format": FORMAT,
         "digest": digest(trainer.experiment),
         "meaning": meaning(trainer.experiment),
+        # What the settings leave to the photographs.
+        "fitted_code": dump(model.code) if trainer.experiment.code.adapts else None,
         "step": trainer.done,
         "seconds": trainer.seconds,
         "best_psnr": trainer.best_psnr,
@@ -114,6 +117,7 @@ def restore(trainer: Trainer, path: Path) -> None:
         )
     device = trainer.model.rasterizer.device
     gaussians = Gaussians(**{name: value.to(device) for name, value in groups["gaussians"].items()})
+    trainer.model.code = _code_of(trainer.experiment, record, path)
     trainer.model.field.load_state_dict(groups.get("field", {}))
     trainer.optimizer = GaussianOptimizer(
         gaussians, trainer.model.field, trainer.experiment.optimizer, trainer.scene.extent, trainer.experiment.steps
@@ -152,7 +156,7 @@ def load_model(experiment: Experiment, path: Path) -> tuple[SplatModel, dict[str
     device = experiment.rasterizer.device
     model = SplatModel(
         gaussians=gaussians.map(lambda value: value.to(device)),
-        code=experiment.code,
+        code=_code_of(experiment, record, path),
         opacity_code=experiment.opacity_code,
         rasterizer=experiment.rasterizer,
         field=field.to(device),
@@ -163,6 +167,14 @@ def load_model(experiment: Experiment, path: Path) -> tuple[SplatModel, dict[str
         rounding=experiment.rounding.at(record["step"] / experiment.steps),
     )
     return model, record
+
+
+def _code_of(experiment: Experiment, record: dict[str, Any], path: Path) -> TargetCode:
+    """The settings' code, as it was fitted to the photographs if it asks for them."""
+    if not experiment.code.adapts:
+        return experiment.code
+    code: TargetCode = validate_kind("nfc_gs.codes", record.get("fitted_code") or {}, f"{path}: fitted_code")
+    return code
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:

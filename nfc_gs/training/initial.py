@@ -10,10 +10,27 @@ from nfc_gs.codes.base import TargetCode
 from nfc_gs.core.gaussians import Gaussians
 from nfc_gs.core.neighbours import mean_neighbour_distance
 from nfc_gs.core.scene import Points, Scene
+from nfc_gs.model import target_of
 from nfc_gs.training.experiment import InitialSettings
 
 # Harmonics of degree 1 to d, as a function of d.
 NUM_HARMONICS = (0, 3, 8, 15)
+# By so many photographs, and so many pixels of each, evenly chosen, a code is fitted to a scene.
+FITTED_VIEWS, FITTED_PIXELS = 64, 100_000
+
+
+def code_for(code: TargetCode, scene: Scene) -> TargetCode:
+    """The code, fitted to the training photographs' colours if it asks for them."""
+    if not code.adapts:
+        return code
+    step = -(-len(scene.train) // FITTED_VIEWS)
+    background = torch.tensor(scene.background)
+    colours = []
+    for view in scene.train[::step]:
+        target = target_of(view.read(), background)
+        pixels = target.rgb.flatten(0, 1) if target.mask is None else target.rgb[target.mask]
+        colours.append(pixels[:: -(-len(pixels) // FITTED_PIXELS) or 1])
+    return code.fit(torch.cat(colours))
 
 
 def first_gaussians(

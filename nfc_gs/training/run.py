@@ -29,7 +29,7 @@ from nfc_gs.kernels.threads import available, set_thread_count
 from nfc_gs.model import SplatModel
 from nfc_gs.training import checkpoint
 from nfc_gs.training.experiment import Experiment
-from nfc_gs.training.initial import first_gaussians
+from nfc_gs.training.initial import code_for, first_gaussians
 from nfc_gs.training.ranks import ALONE, Ranks, fingerprint
 from nfc_gs.training.trainer import Trainer, open_session
 
@@ -198,10 +198,11 @@ def build(experiment: Experiment, ranks: Ranks = ALONE) -> Trainer:
     ranks.use(experiment.rasterizer.device)
     scene = experiment.degradation(_load(experiment), experiment.seed)
     generator = torch.Generator().manual_seed(experiment.seed)
+    code = code_for(experiment.code, scene)
     gaussians = first_gaussians(
         scene,
         experiment.initial,
-        experiment.code,
+        code,
         experiment.opacity_code,
         experiment.schedule.sh_degree,
         experiment.deformation.width,
@@ -217,7 +218,7 @@ def build(experiment: Experiment, ranks: Ranks = ALONE) -> Trainer:
     field.check(gaussians)
     model = SplatModel(
         gaussians=gaussians.map(lambda value: value.to(device)),
-        code=experiment.code,
+        code=code,
         opacity_code=experiment.opacity_code,
         rasterizer=experiment.rasterizer,
         field=field.to(device),
