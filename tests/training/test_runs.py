@@ -263,21 +263,21 @@ def test_a_training_out_of_memory_saves_and_goes_on_as_if_nothing_had_happened(b
     from nfc_gs.model import SplatModel
 
     calls = 33 * batch
-    render = SplatModel.render
+    render = SplatModel.render_views
 
     def full(self, *arguments, **named):
         nonlocal calls
         # Not the looks at the held-out views, which are no steps.
-        calls -= "step" in named
-        picture = render(self, *arguments, **named)
-        if calls == 0 and "step" in named:
+        calls -= named["step"] > 0
+        pictures = render(self, *arguments, **named)
+        if calls == 0 and named["step"] > 0:
             # Half way into the backward pass, too, some gradients would be there.
             self.gaussians.means.grad = torch.ones_like(self.gaussians.means)
             raise torch.OutOfMemoryError(FULL)
-        return picture
+        return pictures
 
     assert train(tmp_path / "whole", f"batch={batch}") == 0
-    monkeypatch.setattr(SplatModel, "render", full)
+    monkeypatch.setattr(SplatModel, "render_views", full)
     capsys.readouterr()
     assert train(tmp_path / "toy", f"batch={batch}") == 2
     said = capsys.readouterr().err.strip()
@@ -286,6 +286,7 @@ def test_a_training_out_of_memory_saves_and_goes_on_as_if_nothing_had_happened(b
         r"cpu: out of memory in step 33 with \d+ Gaussians and pictures of up to (\d+)x\1 \(CUDA out of memory\)", said
     )
     assert str(last) in said and re.search(r"strategy\.cap_max=\d+, ", said) and "\n" not in said.split("nfc-gs: ")[-1]
+    assert ("or with a smaller batch" in said) == (batch > 1)
     assert read_record(last)["step"] == 32
     assert nfc_gs("train", "--resume", tmp_path / "toy") == 0
     one, other = (load_file(tmp_path / name / "checkpoints/last.safetensors") for name in ("whole", "toy"))
