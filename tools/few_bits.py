@@ -349,7 +349,7 @@ def main() -> None:
         numbers.write_text(f'{{"format": {FORMAT}, "records": [\n{lines}\n]}}\n')
         draw(records, picture)
         chosen.output.write_text(
-            markdown(records, picture.name, f"python tools/few_bits.py {numbers.name} --output {chosen.output.name}")
+            markdown(records, picture.name, f"python tools/few_bits.py {numbers} --output {chosen.output}")
         )
     except UserError as mistake:
         print(f"few_bits: {mistake}", file=sys.stderr)
