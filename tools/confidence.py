@@ -370,9 +370,7 @@ def main() -> None:
             print(f"{path}: {records[-1]['psnr']:.2f} dB", flush=True)
         lines = ",\n".join(json.dumps(record) for record in records)
         numbers.write_text(f'{{"format": {FORMAT}, "runs": [\n{lines}\n]}}\n')
-        chosen.output.write_text(
-            markdown(records, f"python tools/confidence.py {numbers.name} --output {chosen.output.name}")
-        )
+        chosen.output.write_text(markdown(records, f"python tools/confidence.py {numbers} --output {chosen.output}"))
     except UserError as mistake:
         print(f"confidence: {mistake}", file=sys.stderr)
         sys.exit(2)

@@ -217,7 +217,7 @@ def markdown(records: Sequence[dict[str, Any]], picture: str, command: str) -> s
         "# Few bits",
         f"Written by `{command}` from the JSON beside it; what is counted stands in that program. Held-out views; mean ± sample "
         "standard deviation over seeds.",
-        f"![PSNR in dB against bits a Gaussian, deflated]({picture})",
+        f"![PSNR in dB against bits a Gaussian, deflated, of the seeds that all points of a panel have]({picture})",
     ]
     for panel, group in groups(records).items():
         lines = [
@@ -281,8 +281,16 @@ def _gains(group: Group) -> str:
     )
 
 
+def _kind(method: str, how: str) -> tuple[str, str]:
+    """What is drawn as one line."""
+    return "binary words" if how == THRESHOLDED else method, how
+
+
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """For each scene and number of steps PSNR against bits a Gaussian, deflated; grey: float32."""
+    """For each scene and number of steps PSNR against bits a Gaussian, deflated; grey: float32.
+
+    Of the seeds alone that all points of a panel have, as seeds differ by more than what is compared.
+    """
     kinds = [
         ("regression", ROUNDED),
         ("regression", CODEBOOK),
@@ -296,20 +304,21 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     for title, group in groups(records).items():
         marks: list[Line | Dot] = []
         points: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-        for (method, how, bits), same in group.items():
-            kind = ("binary words" if how == THRESHOLDED else method, how)
-            if kind in colours:
-                means = (
-                    [float(np.mean([r[key] for r in same])) for key in ("deflated_bits_per_gaussian", "psnr")]
-                    if bits
-                    else []
+        drawn = {key: same for key, same in group.items() if _kind(*key[:2]) in colours}
+        whole = group.get(("regression", UNLEARNED, 0), [])
+        shared = [{record["seed"] for record in same} for same in (*drawn.values(), *([whole] if whole else []))]
+        seeds = set.intersection(*shared) if shared else set()
+        for (method, how, _), same in drawn.items():
+            mine = [record for record in same if record["seed"] in seeds]
+            if mine:
+                x, y = (
+                    float(np.mean([record[key] for record in mine])) for key in ("deflated_bits_per_gaussian", "psnr")
                 )
-                points[kind] += [(means[0], means[1])] if means else []
-        whole = group.get(("regression", UNLEARNED, 0))
-        if whole and points:
-            level = float(np.mean([record["psnr"] for record in whole]))
+                points[_kind(method, how)].append((x, y))
+        level = [record["psnr"] for record in whole if record["seed"] in seeds]
+        if level and points:
             ends = [x for line in points.values() for x, _ in line]
-            marks.append(Line([(min(ends), level), (max(ends), level)], "#AAAAAA"))
+            marks.append(Line([(min(ends), float(np.mean(level))), (max(ends), float(np.mean(level)))], "#AAAAAA"))
         for kind, line in points.items():
             marks.append(Line(sorted(line), colours[kind]))
             marks += [Dot(x, y, colours[kind], 3.0) for x, y in line]
@@ -349,7 +358,7 @@ def main() -> None:
         numbers.write_text(f'{{"format": {FORMAT}, "records": [\n{lines}\n]}}\n')
         draw(records, picture)
         chosen.output.write_text(
-            markdown(records, picture.name, f"python tools/few_bits.py {numbers.name} --output {chosen.output.name}")
+            markdown(records, picture.name, f"python tools/few_bits.py {numbers} --output {chosen.output}")
         )
     except UserError as mistake:
         print(f"few_bits: {mistake}", file=sys.stderr)
