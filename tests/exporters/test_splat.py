@@ -112,6 +112,12 @@ def test_what_cannot_be_written_is_told_and_nothing_is_left(tmp_path):
     broken = replace(drawn, gaussians=replace(drawn.gaussians, means=drawn.gaussians.means / 0))
     with pytest.raises(FileError, match="30 of 30 Gaussians have numbers that are NaN or infinite"):
         Splat().write(broken, tmp_path / "a.splat")
+    for name in ("colour_logits", "opacity_logits", "quats"):
+        # What becomes bytes would come back as some number.
+        odd = getattr(drawn.gaussians, name).clone()
+        odd[3] = float("nan")
+        with pytest.raises(FileError, match="1 of 30 Gaussians have numbers that are NaN or infinite"):
+            Splat().write(replace(drawn, gaussians=replace(drawn.gaussians, **{name: odd})), tmp_path / "a.splat")
     empty = replace(drawn, gaussians=drawn.gaussians.map(lambda tensor: tensor[:0]))
     with pytest.raises(FileError, match="holds no Gaussians"):
         Splat().write(empty, tmp_path / "a.splat")
