@@ -79,6 +79,8 @@ def boxes(places: Float64[np.ndarray, "N 2"], count: int) -> list[Box]:
 
 def split(capture: Path, output: Path, images: str, count: int, share: float) -> None:
     """Makes a folder for each box."""
+    if count < 1:
+        raise UserError(f"--boxes {count}: must be at least 1")
     if output.exists():
         raise UserError(f"{output}: already there; name another folder with --output")
     model, _ = find_model(capture, None)

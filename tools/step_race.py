@@ -123,6 +123,9 @@ def serve(size: tuple[int, int], splats: int) -> None:
 def tree_of(state: str) -> Iterator[Path]:
     """The folder of a state: itself, or a checkout of the revision that is removed afterwards."""
     if Path(state).is_dir():
+        if not (Path(state) / "nfc_gs/__init__.py").is_file():
+            # The package that is installed would be timed in its name.
+            raise UserError(f"{state}: is no tree of this project: it has no nfc_gs")
         yield Path(state).resolve()
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -135,3 +135,10 @@ def test_what_cannot_be_joined_is_one_line_and_nothing_is_left(
     (line,) = capsys.readouterr().err.splitlines()
     assert complaint in line
     assert not list(tmp_path.glob("joined*"))
+
+
+def test_no_box_at_all_is_refused(chunks, capture, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["chunks", "split", str(capture), "--output", str(tmp_path / "c"), "--boxes", "0"])
+    assert chunks.main() == 2
+    assert capsys.readouterr().err == "chunks: --boxes 0: must be at least 1\n"
+    assert not (tmp_path / "c").exists()

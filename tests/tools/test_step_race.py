@@ -56,9 +56,14 @@ def test_a_race_of_one_state_runs(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
-    [(["no_such_revision"], "neither a folder nor a revision"), ([".", "--works", "sleep"], "'sleep' is neither of")],
+    [
+        (["docs"], "it has no nfc_gs"),
+        (["no_such_revision"], "neither a folder nor a revision"),
+        ([".", "--works", "sleep"], "'sleep' is neither of"),
+    ],
 )
 def test_what_is_not_there_is_one_line(step_race, arguments, complaint, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("sys.argv", ["step_race", *arguments])
     with pytest.raises(SystemExit) as ended:
         step_race.main()
