@@ -84,6 +84,8 @@ def _bytes(numbers: np.ndarray) -> UInt8[np.ndarray, "N 4"]:
 
 def _write(rows: np.ndarray, path: Path) -> None:
     """Writes under a temporary name first; when that fails, nothing is left and an older file stays as it was."""
+    if not path.name:
+        raise FileError(f"{path}: cannot be written: is a folder")
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.core.rounding import Rounding
 from nfc_gs.core.scene import Similarity
 from nfc_gs.exporters.base import FileError
+from nfc_gs.exporters.ply import Ply
 from nfc_gs.exporters.splat import Splat
 from tests.exporters.test_ply import CAMERA, model
 
@@ -124,4 +126,7 @@ def test_what_cannot_be_written_is_told_and_nothing_is_left(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="cannot be written"):
         Splat().write(drawn, tmp_path / "file/a.splat")
+    for exporter in (Splat(), Ply()):
+        with pytest.raises(FileError, match="is a folder"):
+            exporter.write(drawn, Path("."))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
