@@ -80,7 +80,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="for each number of splats")
     chosen = parser.parse_args()
     if not (chosen.folder / "nbrast.py").is_file():
-        raise SystemExit(f"{chosen.folder}: holds no nbrast.py, which is the prototype")
+        print(f"prototype_race: {chosen.folder}: holds no nbrast.py, which is the prototype", file=sys.stderr)
+        sys.exit(2)
     sys.path.insert(0, str(chosen.folder))
     prototype = importlib.import_module("nbrast")
     use_threads(1)

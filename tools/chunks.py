@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64
-from plyfile import PlyData, PlyElement
+from plyfile import PlyData, PlyElement, PlyParseError
 
 from nfc_gs.captures.photographs import PhotographStore
 from nfc_gs.captures.pictures import find_picture
@@ -79,6 +79,8 @@ def boxes(places: Float64[np.ndarray, "N 2"], count: int) -> list[Box]:
 
 def split(capture: Path, output: Path, images: str, count: int, share: float) -> None:
     """Makes a folder for each box."""
+    if count < 1:
+        raise UserError(f"--boxes {count}: must be at least 1")
     if output.exists():
         raise UserError(f"{output}: already there; name another folder with --output")
     model, _ = find_model(capture, None)
@@ -123,7 +125,8 @@ def split(capture: Path, output: Path, images: str, count: int, share: float) ->
 
 def join(chunks: Path, output: Path) -> None:
     """One PLY of all chunks' own Gaussians."""
-    folders = sorted((path.parent for path in chunks.glob(f"*/{CHUNK}")), key=lambda folder: int(folder.name))
+    found = [path.parent for path in chunks.glob(f"*/{CHUNK}") if path.parent.name.isdecimal()]
+    folders = sorted(found, key=lambda folder: int(folder.name))
     if not folders:
         raise UserError(f"{chunks}: holds no chunks; make them with `split`")
     parts, comments = [], []
@@ -131,20 +134,31 @@ def join(chunks: Path, output: Path) -> None:
         path = folder / SCENE
         if not path.exists():
             raise UserError(f"{path}: is not there; export each chunk's run to it")
-        described = json.loads((folder / CHUNK).read_text())
-        data = PlyData.read(str(path))
-        rows = data["vertex"].data
-        places = (
-            np.stack([rows[name] for name in ("x", "y", "z")], 1).astype(np.float64) @ np.array(described["plan"]).T
-        )
-        own = rows[Box(np.array(described["low"]), np.array(described["high"])).holds(places)]
+        try:
+            described = json.loads((folder / CHUNK).read_text())
+            plan, low, high = (np.array(described[name], np.float64) for name in ("plan", "low", "high"))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{folder / CHUNK}: is not as `split` wrote it; split anew") from None
+        try:
+            data = PlyData.read(str(path))
+            rows = data["vertex"].data
+            places = np.stack([rows[name] for name in ("x", "y", "z")], 1).astype(np.float64) @ plan.T
+        except (PlyParseError, KeyError, ValueError) as error:
+            raise UserError(f"{path}: is no PLY of Gaussians ({error})") from None
+        own = rows[Box(low, high).holds(places)]
         if parts and own.dtype != parts[0].dtype:
             raise UserError(f"{path}: has other columns than {folders[0] / SCENE}; train all with the same settings")
         print(f"{path}: {len(own):,} of {len(rows):,} Gaussians are in its box")
         parts.append(own)
         comments = data.comments
     joined = np.concatenate(parts)
-    PlyData([PlyElement.describe(joined, "vertex")], text=False, byte_order="<", comments=comments).write(str(output))
+    whole = PlyData([PlyElement.describe(joined, "vertex")], text=False, byte_order="<", comments=comments)
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        whole.write(str(partial))
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
     print(f"{output}: {len(joined):,} Gaussians")
 
 
@@ -185,6 +199,9 @@ def main() -> int:
             score(chosen.scene, chosen.capture, {"images": chosen.images, "downscale": chosen.downscale})
     except UserError as mistake:
         print(f"chunks: {mistake}", file=sys.stderr)
+        return 2
+    except OSError as mistake:
+        print(f"chunks: {mistake.filename or chosen.command}: {mistake.strerror}", file=sys.stderr)
         return 2
     return 0
 

@@ -56,6 +56,11 @@ LABELS: dict[str, tuple[TargetCode, int]] = {
 # A weight below a thousandth of a pixel is as good as none; its logarithm must be finite.
 LEAST_WEIGHT = 1e-3
 WINDOW = 7
+# What a record must hold; tables need no more.
+KEYS = {
+    *("name", "seed", "views", "held_out", "num_gaussians", "unseen", "psnr", "ssim", "auc", "pruned"),
+    *("commit", "device", "measured_at"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,6 +366,10 @@ def main() -> None:
     chosen = parser.parse_args()
     numbers = chosen.output.with_suffix(".json")
     try:
+        if chosen.output.suffix != ".md":
+            raise UserError(f"--output {chosen.output}: must be a Markdown file, FILE.md; the JSON goes beside it")
+        if not chosen.output.parent.is_dir():
+            raise UserError(f"--output {chosen.output}: its folder is not there")
         records: list[dict[str, Any]] = []
         for path in chosen.runs:
             if path.suffix == ".json":
@@ -375,7 +384,8 @@ def main() -> None:
         print(f"confidence: {mistake}", file=sys.stderr)
         sys.exit(2)
     except OSError as mistake:
-        print(f"confidence: {mistake.filename}: {mistake.strerror}", file=sys.stderr)
+        # Of a full disk it does not say where.
+        print(f"confidence: {mistake.filename or numbers.parent}: {mistake.strerror}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -387,7 +397,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: is not JSON ({mistake})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: is not of format {FORMAT} of this program; measure the runs anew")
-    records: list[dict[str, Any]] = content["runs"]
+    records = content.get("runs")
+    if (
+        not isinstance(records, list)
+        or not records
+        or not all(isinstance(each, dict) and each.keys() >= KEYS for each in records)
+    ):
+        raise UserError(f"{path}: holds no records of this program; measure the runs anew")
     return records
 
 

@@ -57,6 +57,11 @@ USUAL = {"l1", "dssim"}
 # Decoded words, and nothing that classifies them.
 UNCLASSIFIED = "nfc without its loss"
 LLOYD_STEPS = 50
+# What a record must hold; tables need no more.
+KEYS = {
+    *("scene", "steps", "seed", "method", "how", "bits", "psnr", "ssim", "lpips_alex", "bits_per_gaussian"),
+    *("deflated_bits_per_gaussian", "commit", "device", "measured_at"),
+}
 
 
 def words(model: SplatModel, bits: int) -> np.ndarray:
@@ -345,6 +350,10 @@ def main() -> None:
     chosen = parser.parse_args()
     numbers, picture = chosen.output.with_suffix(".json"), chosen.output.with_suffix(".png")
     try:
+        if chosen.output.suffix != ".md":
+            raise UserError(f"--output {chosen.output}: must be a Markdown file, FILE.md; the JSON goes beside it")
+        if not chosen.output.parent.is_dir():
+            raise UserError(f"--output {chosen.output}: its folder is not there")
         records: list[dict[str, Any]] = []
         for path in chosen.runs:
             if path.suffix == ".json":
@@ -364,7 +373,8 @@ def main() -> None:
         print(f"few_bits: {mistake}", file=sys.stderr)
         sys.exit(2)
     except OSError as mistake:
-        print(f"few_bits: {mistake.filename}: {mistake.strerror}", file=sys.stderr)
+        # Of a full disk it does not say where.
+        print(f"few_bits: {mistake.filename or numbers.parent}: {mistake.strerror}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -376,7 +386,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: is not JSON ({mistake})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: is not of format {FORMAT} of this program; measure the runs anew")
-    records: list[dict[str, Any]] = content["records"]
+    records = content.get("records")
+    if (
+        not isinstance(records, list)
+        or not records
+        or not all(isinstance(each, dict) and each.keys() >= KEYS for each in records)
+    ):
+        raise UserError(f"{path}: holds no records of this program; measure the runs anew")
     return records
 
 

@@ -14,9 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -26,6 +27,10 @@ STEPS = ("regression", "nfc", "nfc_off")
 LOSS_ON = 0.6
 # Before this step the loss acts, after it it does not (of the 10,000 of a benchmark's training).
 FIRST, LATE = 3, 9000
+
+
+class UserError(Exception):
+    """As of nfc_gs.config, whose package is a worker's own and not this process's."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,9 @@ def serve(size: tuple[int, int], splats: int) -> None:
 def tree_of(state: str) -> Iterator[Path]:
     """The folder of a state: itself, or a checkout of the revision that is removed afterwards."""
     if Path(state).is_dir():
+        if not (Path(state) / "nfc_gs/__init__.py").is_file():
+            # The package that is installed would be timed in its name.
+            raise UserError(f"{state}: is no tree of this project: it has no nfc_gs")
         yield Path(state).resolve()
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +134,7 @@ def tree_of(state: str) -> Iterator[Path]:
             ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(tree), state], capture_output=True, text=True
         )
         if added.returncode:
-            raise SystemExit(f"{state}: neither a folder nor a revision of this repository")
+            raise UserError(f"{state}: neither a folder nor a revision of this repository")
         try:
             yield tree
         finally:
@@ -165,17 +173,18 @@ def run(race: Race) -> dict[Ask, list[float]]:
             )
             stack.callback(worker.wait)
             assert worker.stdin is not None
-            stack.callback(worker.stdin.close)
+            stack.callback(_close, worker.stdin)
             workers[state] = worker
 
         def ask(what: Ask, count: int) -> list[float]:
             worker = workers[what.state]
             assert worker.stdin is not None and worker.stdout is not None
-            worker.stdin.write(json.dumps({"work": what.work, "threads": what.threads, "count": count}) + "\n")
-            worker.stdin.flush()
+            with suppress(BrokenPipeError):
+                worker.stdin.write(json.dumps({"work": what.work, "threads": what.threads, "count": count}) + "\n")
+                worker.stdin.flush()
             answer = worker.stdout.readline()
             if not answer:
-                raise SystemExit(f"{what.state}: its worker ended while it did {what.work!r}; its traceback is above")
+                raise UserError(f"{what.state}: its worker ended while it did {what.work!r}; its traceback is above")
             return list(json.loads(answer))
 
         for what in asks * 2:  # compiles, then warms
@@ -186,6 +195,12 @@ def run(race: Race) -> dict[Ask, list[float]]:
             for what in asks if len(taken[asks[0]]) % 2 == 0 else reversed(asks):
                 taken[what].append(min(ask(what, race.count)))
         return taken
+
+
+def _close(stream: IO[str]) -> None:
+    """Also of a worker that has ended, with what it never read."""
+    with suppress(BrokenPipeError):
+        stream.close()
 
 
 def quartiles(values: Sequence[float] | np.ndarray, digits: int) -> str:
@@ -256,6 +271,17 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height or width)
 
 
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _wholes(text: str) -> tuple[int, ...]:
+    return tuple(map(_whole, text.split(",")))
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -265,11 +291,13 @@ def main() -> None:
     parser.add_argument(
         "--works", default="regression,nfc,nfc_off,draw3,draw15,draw24", help="steps, or rasterizations of N channels"
     )
-    parser.add_argument("--threads", default="1,2", help="drawN is asked of the first number only")
-    parser.add_argument("--splats", type=int, default=50_000)
+    parser.add_argument(
+        "--threads", type=_wholes, default=(1, 2), metavar="N,...", help="drawN is asked of the first number only"
+    )
+    parser.add_argument("--splats", type=_whole, default=50_000)
     parser.add_argument("--pixels", type=_size, default=(400, 400), metavar="N or WxH")
     parser.add_argument("--seconds", type=float, default=90.0)
-    parser.add_argument("--count", type=int, default=3, help="steps an answer, of which the quickest counts")
+    parser.add_argument("--count", type=_whole, default=3, help="steps an answer, of which the quickest counts")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.worker:
@@ -278,16 +306,20 @@ def main() -> None:
     race = Race(
         states=tuple(dict.fromkeys(chosen.states)),
         works=tuple(chosen.works.split(",")),
-        threads=tuple(map(int, chosen.threads.split(","))),
+        threads=chosen.threads,
         splats=chosen.splats,
         size=chosen.pixels,
         seconds=chosen.seconds,
         count=chosen.count,
     )
-    for work in race.works:
-        if work not in STEPS and not (work.startswith("draw") and work[4:].isdigit()):
-            raise SystemExit(f"--works: {work!r} is neither of {', '.join(STEPS)} nor drawN")
-    print(report(race, run(race)))
+    try:
+        for work in race.works:
+            if work not in STEPS and not (work.startswith("draw") and work[4:].isdigit() and int(work[4:]) > 0):
+                raise UserError(f"--works: {work!r} is neither of {', '.join(STEPS)} nor drawN")
+        print(report(race, run(race)))
+    except UserError as mistake:
+        print(f"step_race: {mistake}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

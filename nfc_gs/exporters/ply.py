@@ -131,6 +131,8 @@ def _columns(model: SplatModel, degree: int, time: float | None, bits: bool, wid
 
 def _write(data: PlyData, path: Path) -> None:
     """Writes under a temporary name first; when that fails, nothing is left and an older file stays as it was."""
+    if not path.name:
+        raise FileError(f"{path}: cannot be written: is a folder")
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

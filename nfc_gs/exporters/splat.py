@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from nfc_gs.config import PositiveFloat, Share, spec
 from nfc_gs.core.camera import Camera
@@ -41,10 +41,9 @@ class Splat(Exporter):
 
     def write(self, model: SplatModel, path: Path, cameras: Callable[[], Sequence[Camera]] = no_cameras) -> str:
         """Writes the model in the coordinates of the input data; see the base class."""
-        rows = _rows(model, self.time, self.widen)
+        rows, finite = _rows(model, self.time, self.widen)
         if len(rows) == 0:
             raise FileError(f"{path}: not written: the model holds no Gaussians")
-        finite = np.isfinite(rows["position"]).all(1) & np.isfinite(rows["scale"]).all(1)
         if not finite.all():
             raise FileError(
                 f"{path}: not written: {len(rows) - int(finite.sum())} of {len(rows)} Gaussians have numbers that are NaN or "
@@ -55,8 +54,8 @@ class Splat(Exporter):
         return f"{path}: {len(rows)} Gaussians, {path.stat().st_size / 1e6:.1f} MB{lost}"
 
 
-def _rows(model: SplatModel, time: float, widen: float) -> np.ndarray:
-    """The file's rows, finite or not."""
+def _rows(model: SplatModel, time: float, widen: float) -> tuple[np.ndarray, Bool[np.ndarray, " N"]]:
+    """The file's rows, and which of them were made of finite numbers alone: bytes do not show it."""
     with torch.no_grad():
         moved, base = model.at(time)
         opacities = model.opacities_of(moved).double().cpu()
@@ -70,9 +69,12 @@ def _rows(model: SplatModel, time: float, widen: float) -> np.ndarray:
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused above
         rows["position"] = model.to_world(gaussians.means).numpy()
         rows["scale"] = scales.numpy()
-    rows["rgba"] = _bytes(torch.cat([base.detach().cpu().double(), opacities[:, None]], 1).numpy() * 255)
-    rows["rotation"] = _bytes(quats.numpy() * 128 + 128)
-    return rows[np.argsort(-(scales.prod(1) * opacities).numpy(), kind="stable")]
+    colours = torch.cat([base.detach().cpu().double(), opacities[:, None]], 1).numpy()
+    rows["rgba"], rows["rotation"] = _bytes(colours * 255), _bytes(quats.numpy() * 128 + 128)
+    numbers = rows["position"], rows["scale"], colours, quats.numpy()
+    finite = np.logical_and.reduce([np.isfinite(each).all(1) for each in numbers])
+    order = np.argsort(-(scales.prod(1) * opacities).numpy(), kind="stable")
+    return rows[order], finite[order]
 
 
 def _bytes(numbers: np.ndarray) -> UInt8[np.ndarray, "N 4"]:
@@ -82,6 +84,8 @@ def _bytes(numbers: np.ndarray) -> UInt8[np.ndarray, "N 4"]:
 
 def _write(rows: np.ndarray, path: Path) -> None:
     """Writes under a temporary name first; when that fails, nothing is left and an older file stays as it was."""
+    if not path.name:
+        raise FileError(f"{path}: cannot be written: is a folder")
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -177,9 +177,9 @@ def _receive(lists, x, y, grad_channels, grad_alpha, background, weigh, starts, 
                 if weigh and channels - channel < LANES:
                     by_pixel[place + channels - channel] = _ONE
             transpose_to(by_pixel, channel * LANES, incoming, channel * LANES)
-        # Four channels at a time; the last few may have the next pixel's behind them, but the picture's last pixel not.
+        # Four channels at a time; the last few may have the next pixels' behind them, but at the picture's end there are none.
         whole = channels
-        if x + BLOCK == lists.width and y + BLOCK == lists.height:
+        if (lists.width - x - BLOCK) * channels < GROUP - 1 and y + BLOCK == lists.height:
             whole = max(channels // GROUP * GROUP, squares)
         for channel in range(squares, whole, GROUP):
             a, b, c, d = load_columns(grad_channels, starts, channel)

@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.core.rounding import Rounding
 from nfc_gs.core.scene import Similarity
 from nfc_gs.exporters.base import FileError
+from nfc_gs.exporters.ply import Ply
 from nfc_gs.exporters.splat import Splat
 from tests.exporters.test_ply import CAMERA, model
 
@@ -112,10 +114,19 @@ def test_what_cannot_be_written_is_told_and_nothing_is_left(tmp_path):
     broken = replace(drawn, gaussians=replace(drawn.gaussians, means=drawn.gaussians.means / 0))
     with pytest.raises(FileError, match="30 of 30 Gaussians have numbers that are NaN or infinite"):
         Splat().write(broken, tmp_path / "a.splat")
+    for name in ("colour_logits", "opacity_logits", "quats"):
+        # What becomes bytes would come back as some number.
+        odd = getattr(drawn.gaussians, name).clone()
+        odd[3] = float("nan")
+        with pytest.raises(FileError, match="1 of 30 Gaussians have numbers that are NaN or infinite"):
+            Splat().write(replace(drawn, gaussians=replace(drawn.gaussians, **{name: odd})), tmp_path / "a.splat")
     empty = replace(drawn, gaussians=drawn.gaussians.map(lambda tensor: tensor[:0]))
     with pytest.raises(FileError, match="holds no Gaussians"):
         Splat().write(empty, tmp_path / "a.splat")
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="cannot be written"):
         Splat().write(drawn, tmp_path / "file/a.splat")
+    for exporter in (Splat(), Ply()):
+        with pytest.raises(FileError, match="is a folder"):
+            exporter.write(drawn, Path("."))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

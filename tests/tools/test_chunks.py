@@ -113,3 +113,32 @@ def test_joining_keeps_of_each_chunk_what_lies_in_its_box(chunks, capture, tmp_p
     (output / "1/scene.ply").unlink()
     assert chunks.main() == 2
     assert "1/scene.ply: is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "box", "scene", "complaint"),
+    [
+        ("a", "{}", "", "holds no chunks"),
+        ("0", "{", "", "is not as `split` wrote it"),
+        ("0", "{}", "", "is not as `split` wrote it"),
+        ("0", '{"plan": [[1, 0, 0], [0, 0, 1]], "low": [0, 0], "high": [1, 1]}', "hi", "is no PLY of Gaussians"),
+    ],
+)
+def test_what_cannot_be_joined_is_one_line_and_nothing_is_left(
+    chunks, number, box, scene, complaint, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / number).mkdir()
+    (tmp_path / number / "chunk.json").write_text(box)
+    (tmp_path / number / "scene.ply").write_text(scene)
+    monkeypatch.setattr(sys, "argv", ["chunks", "join", str(tmp_path), "--output", str(tmp_path / "joined.ply")])
+    assert chunks.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert complaint in line
+    assert not list(tmp_path.glob("joined*"))
+
+
+def test_no_box_at_all_is_refused(chunks, capture, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["chunks", "split", str(capture), "--output", str(tmp_path / "c"), "--boxes", "0"])
+    assert chunks.main() == 2
+    assert capsys.readouterr().err == "chunks: --boxes 0: must be at least 1\n"
+    assert not (tmp_path / "c").exists()

@@ -168,9 +168,21 @@ def test_trained_runs_become_a_page_that_the_json_alone_gives_again(confidence, 
 
     capsys.readouterr()
     (tmp_path / "page.json").write_text("{}")
-    for wrong in (tmp_path / "page.json", tmp_path / "nowhere", tmp_path / "nowhere.json"):
+    for number, runs in enumerate(("", ', "runs": []', ', "runs": [{}]')):
+        (tmp_path / f"odd{number}.json").write_text(f'{{"format": 1{runs}}}')
+    for wrong in (tmp_path / "page.json", tmp_path / "nowhere", tmp_path / "nowhere.json", *tmp_path.glob("odd?.json")):
         monkeypatch.setattr("sys.argv", ["confidence", str(wrong), "--output", str(again)])
         with pytest.raises(SystemExit) as ended:
             confidence.main()
         assert ended.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+    kept = (tmp_path / "again.json").read_text()
+    # The tables would be written over the numbers.
+    for output in (tmp_path / "again.json", tmp_path / "nowhere/page.md"):
+        monkeypatch.setattr("sys.argv", ["confidence", str(tmp_path / "again.json"), "--output", str(output)])
+        with pytest.raises(SystemExit) as ended:
+            confidence.main()
+        assert ended.value.code == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert (tmp_path / "again.json").read_text() == kept

@@ -56,9 +56,25 @@ def test_a_race_of_one_state_runs(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
-    [(["no_such_revision"], "neither a folder nor a revision"), ([".", "--works", "sleep"], "'sleep' is neither of")],
+    [
+        (["docs"], "it has no nfc_gs"),
+        (["no_such_revision"], "neither a folder nor a revision"),
+        ([".", "--works", "sleep"], "'sleep' is neither of"),
+    ],
 )
-def test_what_is_not_there_is_one_line(step_race, arguments, complaint, monkeypatch):
+def test_what_is_not_there_is_one_line(step_race, arguments, complaint, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("sys.argv", ["step_race", *arguments])
-    with pytest.raises(SystemExit, match=complaint):
+    with pytest.raises(SystemExit) as ended:
         step_race.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and complaint in line
+
+
+@pytest.mark.parametrize("arguments", [("--threads", "1,a"), ("--threads", "0"), ("--count", "0"), ("--splats", "-1")])
+def test_numbers_that_nothing_can_be_timed_with_are_refused(step_race, arguments, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["step_race", ".", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        step_race.main()
+    assert ended.value.code == 2
+    assert f"argument {arguments[0]}: invalid" in capsys.readouterr().err
