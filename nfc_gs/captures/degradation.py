@@ -5,7 +5,9 @@ Everything is drawn from the seed and the view's number, so a photograph is spoi
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -17,7 +19,7 @@ from nfc_gs.config import NonNegativeFloat, NonNegativeInt, spec
 from nfc_gs.core.scene import Photograph, Scene, View
 
 # Of the stream of random numbers that a run's seed starts: one for each kind of damage, so that one does not move another.
-_EXPOSURE, _TINT, _BLOCKS, _SHOT, _NOISE, _POSE = 51, 52, 53, 54, 55, 56
+_EXPOSURE, _TINT, _BLOCKS, _SHOT, _NOISE, _POSE, _PATCHES = 51, 52, 53, 54, 55, 56, 57
 
 
 @spec
@@ -26,7 +28,9 @@ class Degradation:
 
     `blur`: standard deviation of a Gaussian, in pixels. `exposure`: of each picture's gain, in stops (factors of two).
     `tint`: of each channel's gain, in stops. `blocks`: opaque rectangles before each picture, each a random colour and
-    4 to 25 % of each side. `photons`: how many make white; a value becomes a Poisson number of them (0: no shot noise).
+    4 to 25 % of each side. `patches`: as many rectangles of such sizes, each another part of the same picture turned
+    upside down: what stands there has the scene's own colours and texture. `photons`: how many make white; a value becomes
+    a Poisson number of them (0: no shot noise).
     `noise`: standard deviation added to every value, which runs from 0 to 1. `jpeg`: quality from 1 to 100 (0: none).
     `rotation` and `translation`: standard deviations of what is wrong with each photograph's pose, about each axis in
     degrees, and along each axis in shares of the scene's extent; the points stay where they are.
@@ -39,6 +43,7 @@ class Degradation:
     exposure: NonNegativeFloat = 0.0
     tint: NonNegativeFloat = 0.0
     blocks: NonNegativeInt = 0
+    patches: NonNegativeInt = 0
     photons: NonNegativeFloat = 0.0
     noise: NonNegativeFloat = 0.0
     jpeg: NonNegativeInt = 0
@@ -95,7 +100,9 @@ class Degradation:
 
         rgb = rgb.astype(np.float32)
         if self.blocks:
-            rgb = _with_blocks(rgb, self.blocks, stream(_BLOCKS))
+            rgb = _with_rectangles(rgb, self.blocks, stream(_BLOCKS), _plain)
+        if self.patches:
+            rgb = _with_rectangles(rgb, self.patches, stream(_PATCHES), partial(_elsewhere, rgb))
         if self.blur:
             rgb = cv2.GaussianBlur(rgb, (0, 0), self.blur, borderType=cv2.BORDER_REPLICATE)
         if self.exposure:
@@ -120,11 +127,28 @@ def _numbers(seed: int, view: View) -> tuple[int, int]:
     return seed, zlib.crc32(view.name.encode())
 
 
-def _with_blocks(rgb: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+def _with_rectangles(
+    rgb: np.ndarray,
+    count: int,
+    generator: np.random.Generator,
+    paint: Callable[[np.random.Generator, int, int], np.ndarray],
+) -> np.ndarray:
+    """The picture with so many rectangles of 4 to 25 % of each side, painted by `paint(generator, tall, wide)`."""
     rgb = rgb.copy()
     height, width = rgb.shape[:2]
     for _ in range(count):
         tall, wide = (max(1, math.ceil(side * generator.uniform(0.04, 0.25))) for side in (height, width))
         top, left = generator.integers(0, height - tall + 1), generator.integers(0, width - wide + 1)
-        rgb[top : top + tall, left : left + wide] = generator.random(3)
+        rgb[top : top + tall, left : left + wide] = paint(generator, tall, wide)
     return rgb
+
+
+def _plain(generator: np.random.Generator, tall: int, wide: int) -> np.ndarray:
+    """One random colour."""
+    return generator.random(3)
+
+
+def _elsewhere(rgb: np.ndarray, generator: np.random.Generator, tall: int, wide: int) -> np.ndarray:
+    """A part of the picture, turned upside down."""
+    top, left = generator.integers(0, rgb.shape[0] - tall + 1), generator.integers(0, rgb.shape[1] - wide + 1)
+    return rgb[top : top + tall, left : left + wide][::-1, ::-1]

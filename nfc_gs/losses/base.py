@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from nfc_gs.codes.base import TargetCode
 from nfc_gs.codes.identity import Identity
 from nfc_gs.codes.thermometer import Thermometer
+from nfc_gs.core.distractors import Distractors
 from nfc_gs.core.sums import RowSum, compiled, rows_of, weighted_total, weights_of
 from nfc_gs.kernels import entropy, pictures, rows
 from nfc_gs.kernels.threads import thread_count
@@ -99,6 +100,14 @@ class Comparison:
             progress=progress,
             step=step,
         )
+
+
+def completed(comparison: Comparison, distractors: Distractors) -> tuple[Comparison, Float[Tensor, "H W"]]:
+    """The comparison with a photograph that is the render where it shows something else, and each pixel's chance not to."""
+    found = distractors(
+        comparison.rgb, comparison.alpha, comparison.target_rgb, comparison.target_alpha, comparison.mask
+    )
+    return replace(comparison, target_rgb=found.rgb, target_alpha=found.alpha), found.chances
 
 
 class LossTerm(abc.ABC):

@@ -18,6 +18,7 @@ from nfc_gs.config import (
     kinds_in,
     spec,
 )
+from nfc_gs.core.distractors import Distractors
 from nfc_gs.core.rounding import Rounding
 from nfc_gs.datasets.base import Dataset
 from nfc_gs.deformations.base import Deformation
@@ -126,6 +127,7 @@ class Experiment:
     deformation: Annotated[Deformation, kind_in("nfc_gs.deformations")] = Static()
     strategy: Annotated[Strategy, kind_in("nfc_gs.strategies")]
     losses: Annotated[dict[str, Annotated[LossTerm, kind_in("nfc_gs.losses")]], kinds_in("nfc_gs.losses")]
+    distractors: Distractors | None = None  # null: every pixel shows the scene
     initial: InitialSettings = InitialSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()

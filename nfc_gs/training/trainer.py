@@ -19,7 +19,7 @@ from nfc_gs.core.ordering import morton_order
 from nfc_gs.core.scene import Scene
 from nfc_gs.core.transfer import sent
 from nfc_gs.evaluation import Evaluation, Lpips, evaluate
-from nfc_gs.losses.base import LossTerm, MemoryLoss, PlaneLoss, weighted
+from nfc_gs.losses.base import LossTerm, MemoryLoss, PlaneLoss, completed, weighted
 from nfc_gs.model import Picture, SplatModel, Target, compare, compose
 from nfc_gs.training.callbacks.base import End, Listener, Report, Session
 from nfc_gs.training.experiment import Experiment
@@ -48,6 +48,7 @@ class Look:
     picture: Picture
     target: Target
     terms: dict[str, Tensor]
+    chances: Tensor | None
 
 
 @contextmanager
@@ -149,6 +150,7 @@ class Trainer:
             milliseconds=self._milliseconds,
             num_gaussians=len(model.gaussians),
             seconds=self.seconds,
+            chances=look.chances,
         )
 
     def _look(self, numbers: Sequence[int], losses: Mapping[str, LossTerm]) -> list[Look]:
@@ -187,11 +189,14 @@ class Trainer:
             totals = []
             for camera, picture, target in zip(cameras, pictures, targets, strict=True):
                 comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
+                chances = None
+                if experiment.distractors is not None:
+                    comparison, chances = completed(comparison, experiment.distractors)
                 terms, total = weighted(losses, comparison)
                 penalties = model.field.penalties(model.gaussians, camera.time)
                 if penalties:
                     terms, total = terms | penalties, total + torch.stack(list(penalties.values())).sum()
-                looks.append(Look(camera=camera, picture=picture, target=target, terms=terms))
+                looks.append(Look(camera=camera, picture=picture, target=target, terms=terms, chances=chances))
                 totals.append(total)
         total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
         asks = total.device.type == "cpu" or step % CHECK_EVERY == 1

@@ -137,3 +137,17 @@ def test_wrong_poses_leave_the_photographs_and_the_held_out_views_alone() -> Non
     after = Degradation(rotation=1.0)(before, 0)
     assert after.test is before.test and after.train[0].read is before.train[0].read
     assert not torch.equal(after.train[0].camera.world_to_camera, after.train[1].camera.world_to_camera)
+
+
+def test_patches_are_parts_of_the_picture_itself_upside_down() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    found = Degradation(patches=1).spoil(rgb.astype(np.float32) / 255, (0, 1))
+    changed = (found != rgb).any(-1)
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    patch = found[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1][::-1, ::-1]
+    tall, wide = patch.shape[:2]
+    assert changed.mean() < 0.07 and tall > 2 and wide > 3
+    places = [
+        (y, x) for y in range(61 - tall) for x in range(81 - wide) if (rgb[y : y + tall, x : x + wide] == patch).all()
+    ]
+    assert len(places) == 1, "of random numbers there is one part like it"

@@ -26,7 +26,8 @@ class Report:
     """One finished step: `step` counts from 1. Tensors are detached and may live on a device: read them only when due.
 
     `terms` are the weighted losses by kind; `rates` the learning rates; `milliseconds` the wall time of each phase;
-    `target` what the picture was compared with; `evaluation` the held-out views, at the steps where they were looked at;
+    `target` what the picture was compared with, and `chances` [H W] of each of its pixels to show the scene, where they are
+    classified (`distractors`); `evaluation` the held-out views, at the steps where they were looked at;
     `seconds` the training's wall time so far, evaluation and saving not counted.
     """
 
@@ -39,6 +40,7 @@ class Report:
     num_gaussians: int
     seconds: float
     evaluation: Evaluation | None = None
+    chances: Tensor | None = None
 
     @cached_property
     def numbers(self) -> dict[str, float]:

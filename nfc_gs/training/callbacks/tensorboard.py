@@ -78,6 +78,8 @@ class Writer(Listener):
         if report.step > self.at and report.seconds > self.seconds:
             add("speed/steps_per_second", (report.step - self.at) / (report.seconds - self.seconds), step)
         self.seconds, self.at = report.seconds, report.step
+        if report.chances is not None:
+            add("distractors/share", 1 - float(report.chances.mean()), step)
         add("model/gaussians", report.num_gaussians, step)
         add("model/sh_degree", self.session.model().degree, step)
         add("memory/process_megabytes", self.process.memory_info().rss / 1e6, step)
@@ -115,6 +117,12 @@ class Writer(Listener):
         if accuracies:
             for bit, accuracy in enumerate(torch.stack(accuracies).mean(0)):
                 self.writer.add_scalar(f"bit_accuracy/{bit}", float(accuracy), step)
+        if report.chances is not None:
+            classes = report.chances[..., None].expand(-1, -1, 3)
+            sheet = np.concatenate(
+                [to_bytes(each) for each in (report.target.rgb, report.picture.rgb, classes)], axis=1
+            )
+            self.writer.add_image("distractors/photograph_render_scene", sheet, step, dataformats="HWC")
         if self.histograms:
             self._confidence(step)
         if not isinstance(self.session.model().field, Rest):
