@@ -9,7 +9,7 @@ import torch.nn.functional as functional
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nfc_gs.config import NonNegativeInt, PositiveInt, spec
+from nfc_gs.config import NonNegativeInt, PositiveInt, Share, spec
 from nfc_gs.core.sums import compiled, rows_of, weights_of
 from nfc_gs.kernels import distractors as kernels
 from nfc_gs.kernels import rows
@@ -26,6 +26,8 @@ FIRST_ODDS = 2.0
 # With errors of less than the first width classes count in full, with more than the second not at all: a render as wrong as
 # that, at the beginning of a training, tells nothing apart (with .18 all colours alike explain a photograph as well).
 TELLING, BLIND = 0.13, 0.2
+# Of a photograph of which less than the first share is found to show something else nothing is left out; from the second on all.
+FEW, SOME = 0.01, 0.03
 # As many pixels as the fit needs.
 SAMPLE = 10_000
 # A render is solid where its alpha is more: an empty background is right without any effort, and says nothing of errors.
@@ -57,12 +59,15 @@ class Distractors:
 
     and the photograph's share p of the scene and s are those that expectation maximization finds, in `rounds` rounds at
     each look, from a wide s on; s is found where something is rendered. So there is no threshold to set. At least half of a
-    photograph is taken to be the scene, and all of it as long as the render is so wrong that s is .2 or more. Pixels that show the
+    photograph is taken to be the scene, and all of it as long as the render is so wrong that s is .2 or more, before the
+    share `start` of the steps, or if the rest would be less than 1 % of it (from 3 % on it is left out as found): what few
+    views see is learned late, and would never be if it were left out early. Pixels that show the
     scene with chance r have as their target r y + (1 - r) x, with no gradient through r or x: a distance from it is r
     times the distance from y. (Errors as a mixture with a uniform class: Hampel et al. 1986; for radiance fields, least
     squares trimmed over neighbourhoods: RobustNeRF, arXiv 2302.00833.)
     """
 
+    start: Share = 0.3
     reach: NonNegativeInt = 2
     rounds: PositiveInt = 6
 
@@ -104,7 +109,7 @@ class Distractors:
         counts = np.empty((len(weights), padded), np.float32)
         rows.split(kernels.apart, height, threads, drawn, taken, weights, self.reach, distances, across, counts)
         rows.split(kernels.around, height, threads, across, counts, self.reach, width, means)
-        fitted, odds = kernels.fit(
+        fitted, odds, scene = kernels.fit(
             means, distances, weights, alpha.contiguous().numpy(), _stride(height, width), self.rounds,
             *map(np.float32, (SOLID, SMALLEST, LARGEST, DOUBT, RAREST_SCENE, RAREST_OTHER, FIRST_ODDS)),
         )  # fmt: skip
@@ -119,7 +124,7 @@ class Distractors:
             taken,
             fitted,
             odds,
-            np.float32(_trust(fitted)),
+            np.float32(_trust(fitted, scene)),
             chances,
             out,
         )
@@ -145,7 +150,8 @@ class Distractors:
             chance = _chance(mean, width, odds)
             share = ((count * chance).sum() / pixels.clamp(min=1)).clamp(RAREST_SCENE, 1 - RAREST_OTHER)
             odds, width = torch.logit(share), _width(solid * chance, distance, doubt)
-        trust = ((BLIND - width) / (BLIND - TELLING)).clamp(0, 1)
+        scene = (count * _chance(mean, width, odds)).sum() / pixels.clamp(min=1)
+        trust = ((BLIND - width) / (BLIND - TELLING)).clamp(0, 1) * ((1 - scene - FEW) / (SOME - FEW)).clamp(0, 1)
         chances = 1 - trust * (1 - _chance(means, width, odds))
         return rgb + chances[..., None] * (photograph - rgb), chances
 
@@ -155,9 +161,10 @@ def _stride(height: int, width: int) -> int:
     return max(1, math.isqrt(height * width // SAMPLE))
 
 
-def _trust(width: float) -> float:
-    """How much classes count with errors of this width, in [0, 1]."""
-    return min(max((BLIND - width) / (BLIND - TELLING), 0.0), 1.0)
+def _trust(width: float, scene: float) -> float:
+    """How much classes count with errors of this width and this share of the scene, in [0, 1]."""
+    told = min(max((BLIND - width) / (BLIND - TELLING), 0.0), 1.0)
+    return told * min(max((1 - scene - FEW) / (SOME - FEW), 0.0), 1.0)
 
 
 def _width(weight: Tensor, distance: Tensor, doubt: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def _sample(means, distances, weights, alpha, stride, opaque):
 
 @njit(**_SETTINGS)
 def fit(means, distances, weights, alpha, stride, rounds, opaque, smallest, largest, doubt, rarest, rarest_other, odds):
-    """The width of the scene's own distances and the log odds of its share, by expectation maximization.
+    """The width of the scene's own distances, the log odds of its share, and its share with these, by expectation maximization.
 
     Args:
         means: from `around`, [H W'].
@@ -159,14 +159,15 @@ def fit(means, distances, weights, alpha, stride, rounds, opaque, smallest, larg
     for number in range(rounds + 1):
         width = (apart_total + 3 * doubt * largest) / (3 * (weight + doubt))
         width = min(max(width, smallest), largest)
+        level = (odds - 3 * np.log(2 * width)) * _LOG2E
+        total, weight, apart_total = _sums(
+            means, distances, counted, solid, float32(_LOG2E / width), float32(level), chances
+        )
+        scene = total / max(pixels, float32(1))
         if number < rounds:
-            level = (odds - 3 * np.log(2 * width)) * _LOG2E
-            total, weight, apart_total = _sums(
-                means, distances, counted, solid, float32(_LOG2E / width), float32(level), chances
-            )
-            share = min(max(total / max(pixels, float32(1)), rarest), 1 - rarest_other)
+            share = min(max(scene, rarest), 1 - rarest_other)
             odds = float32(np.log(share / (1 - share)))
-    return width, odds
+    return width, odds, scene
 
 
 @njit(**_SETTINGS)

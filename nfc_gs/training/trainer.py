@@ -190,7 +190,7 @@ class Trainer:
             for camera, picture, target in zip(cameras, pictures, targets, strict=True):
                 comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
                 chances = None
-                if experiment.distractors is not None:
+                if experiment.distractors is not None and progress >= experiment.distractors.start:
                     comparison, chances = completed(comparison, experiment.distractors)
                 terms, total = weighted(losses, comparison)
                 penalties = model.field.penalties(model.gaussians, camera.time)

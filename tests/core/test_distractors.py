@@ -12,12 +12,14 @@ from nfc_gs import cli
 from nfc_gs.core.distractors import (
     BLIND,
     DOUBT,
+    FEW,
     FIRST_ODDS,
     LARGEST,
     RAREST_OTHER,
     RAREST_SCENE,
     SMALLEST,
     SOLID,
+    SOME,
     TELLING,
     Distractors,
 )
@@ -61,7 +63,8 @@ def by_the_equations(settings, rgb, alpha, photograph, mask):
         if number < settings.rounds:
             share = np.clip((counted * chances).sum() / max(counted.sum(), 1), RAREST_SCENE, 1 - RAREST_OTHER)
             seen, odds = solid * chances, np.log(share / (1 - share))
-    trust = np.clip((BLIND - width) / (BLIND - TELLING), 0, 1)
+    left_out = 1 - (counted * chances).sum() / max(counted.sum(), 1)
+    trust = np.clip((BLIND - width) / (BLIND - TELLING), 0, 1) * np.clip((left_out - FEW) / (SOME - FEW), 0, 1)
     return np.where(counted > 0, 1 - trust * (1 - chances), 1)
 
 
@@ -95,7 +98,16 @@ def test_a_clean_photograph_loses_nothing():
     rgb, _, _ = photographed(200, 300)
     noise = torch.from_numpy(np.random.default_rng(1).laplace(0, WIDTH, rgb.shape))
     chances = Distractors()(rgb.float(), torch.ones(200, 300), (rgb + noise).float()).chances
-    assert chances.min() > 0.999
+    assert chances.min() == 1
+
+
+def test_of_a_hundredth_of_a_photograph_nothing_is_left_out():
+    rgb, _, _ = (each.float() for each in photographed(200, 300))
+    photograph = rgb.clone()
+    photograph[:22, :22] = torch.tensor([1.0, 0.0, 0.1])  # .8 %
+    assert Distractors()(rgb, torch.ones(200, 300), photograph).chances.min() == 1
+    photograph[:60, :60] = torch.tensor([1.0, 0.0, 0.1])  # 6 %
+    assert Distractors()(rgb, torch.ones(200, 300), photograph).chances[10, 10] < 0.001
 
 
 @pytest.mark.parametrize("width", [0.1, 0.15, 0.25, 0.4])
