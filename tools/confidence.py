@@ -11,15 +11,10 @@ nothing that photographs say.
 Runs that differ in nothing but the seed make one column.
 """
 
-import nfc_gs  # isort: skip  # before torch, whose idle threads it tells to sleep
-import argparse
-import json
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -31,12 +26,12 @@ from nfc_gs.codes.base import TargetCode
 from nfc_gs.codes.binary import Binary
 from nfc_gs.codes.identity import Identity
 from nfc_gs.codes.thermometer import Thermometer
-from nfc_gs.config import UserError
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.scene import Photograph, View
 from nfc_gs.evaluation import Lpips, evaluate
 from nfc_gs.evaluation.confidence import Evidence, evidence
 from nfc_gs.model import Picture, SplatModel, target_of
+from nfc_gs.studies.records import Measurement, Record
 from nfc_gs.studies.results import read_metrics
 from nfc_gs.studies.tables import MINUS, spread
 from nfc_gs.training.run import Run, open_run
@@ -247,7 +242,7 @@ def without(model: SplatModel, order: Tensor, share: float) -> SplatModel:
     return replace(model, gaussians=model.gaussians.map(lambda value: value.detach()[kept]))
 
 
-def measure(run: Run) -> dict[str, Any]:
+def measure(run: Run) -> Record:
     """All numbers of one run."""
     experiment, model = run.experiment, run.model
     scene = experiment.degradation(
@@ -281,9 +276,9 @@ def measure(run: Run) -> dict[str, Any]:
     }
 
 
-def markdown(records: Sequence[dict[str, Any]], command: str) -> str:
+def markdown(records: Sequence[Record], command: str) -> str:
     """The page."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         groups[record["name"].removesuffix(f"_s{record['seed']}")].append(record)
     names = list(groups)
@@ -342,7 +337,7 @@ def _area(values: Sequence[float | None]) -> str:
     return spread(values, 3)
 
 
-def _loss(records: Sequence[dict[str, Any]], order: str, share: str) -> str:
+def _loss(records: Sequence[Record], order: str, share: str) -> str:
     """`PSNR / SSIM` less the whole model's."""
     lost = []
     for i, (key, digits) in enumerate((("psnr", 2), ("ssim", 4))):
@@ -356,56 +351,25 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def main() -> None:
-    """Parses, measures, writes."""
-    parser = argparse.ArgumentParser(
-        description=f"{__doc__} (nfc-gs {nfc_gs.__version__})", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, and JSON of earlier calls")
-    parser.add_argument("--output", type=Path, required=True, help="the Markdown file; the JSON goes beside it")
-    chosen = parser.parse_args()
-    numbers = chosen.output.with_suffix(".json")
-    try:
-        if chosen.output.suffix != ".md":
-            raise UserError(f"--output {chosen.output}: must be a Markdown file, FILE.md; the JSON goes beside it")
-        if not chosen.output.parent.is_dir():
-            raise UserError(f"--output {chosen.output}: its folder is not there")
-        records: list[dict[str, Any]] = []
-        for path in chosen.runs:
-            if path.suffix == ".json":
-                records += _read(path)
-                continue
-            records.append(measure(open_run(path)))
-            print(f"{path}: {records[-1]['psnr']:.2f} dB", flush=True)
-        lines = ",\n".join(json.dumps(record) for record in records)
-        numbers.write_text(f'{{"format": {FORMAT}, "runs": [\n{lines}\n]}}\n')
-        chosen.output.write_text(markdown(records, f"python tools/confidence.py {numbers} --output {chosen.output}"))
-    except UserError as mistake:
-        print(f"confidence: {mistake}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as mistake:
-        # Of a full disk it does not say where.
-        print(f"confidence: {mistake.filename or numbers.parent}: {mistake.strerror}", file=sys.stderr)
-        sys.exit(2)
+def _measured(path: Path) -> tuple[list[Record], str]:
+    record = measure(open_run(path))
+    return [record], f"{record['psnr']:.2f} dB"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The records of an earlier call."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as mistake:
-        raise UserError(f"{path}: is not JSON ({mistake})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: is not of format {FORMAT} of this program; measure the runs anew")
-    records = content.get("runs")
-    if (
-        not isinstance(records, list)
-        or not records
-        or not all(isinstance(each, dict) and each.keys() >= KEYS for each in records)
-    ):
-        raise UserError(f"{path}: holds no records of this program; measure the runs anew")
-    return records
+def _write(records: Sequence[Record], output: Path, command: str) -> str:
+    return markdown(records, command)
 
+
+MEASUREMENT = Measurement(
+    name="confidence",
+    description=str(__doc__),
+    beside="the JSON goes",
+    format=FORMAT,
+    holder="runs",
+    keys=frozenset(KEYS),
+    measure=_measured,
+    write=_write,
+)
 
 if __name__ == "__main__":
-    main()
+    MEASUREMENT.main()

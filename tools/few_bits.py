@@ -18,10 +18,6 @@ bits, four float32.
 Runs of the same photographs, size and steps are compared; learned less rounded is the difference of the same seed.
 """
 
-import nfc_gs  # isort: skip  # before torch, whose idle threads it tells to sleep
-import argparse
-import json
-import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -41,6 +37,7 @@ from nfc_gs.core.rounding import UNROUNDED, Rounding
 from nfc_gs.evaluation import Lpips, evaluate
 from nfc_gs.model import SplatModel
 from nfc_gs.studies.charts import COLOURS, Dot, Line, Panel, draw_panels
+from nfc_gs.studies.records import Measurement, Record
 from nfc_gs.studies.results import read_metrics
 from nfc_gs.studies.statistics import estimate
 from nfc_gs.studies.tables import signed, spread
@@ -167,7 +164,7 @@ def method_of(run: Run) -> str:
     return " and ".join(["nfc", *sorted(more - {"code_bce"})]) if "code_bce" in more else UNCLASSIFIED
 
 
-def measure(run: Run) -> list[dict[str, Any]]:
+def measure(run: Run) -> list[Record]:
     """One record for each way in which a run can be stored."""
     experiment = run.experiment
     scene = experiment.views(experiment.dataset.load(experiment.seed), experiment.seed)
@@ -204,10 +201,10 @@ def measure(run: Run) -> list[dict[str, Any]]:
     return records
 
 
-Group = dict[tuple[str, str, int], list[dict[str, Any]]]
+Group = dict[tuple[str, str, int], list[Record]]
 
 
-def groups(records: Sequence[dict[str, Any]]) -> dict[str, Group]:
+def groups(records: Sequence[Record]) -> dict[str, Group]:
     """By scene and steps: by method, how and bits, the records of all seeds."""
     found: dict[str, Group] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -216,7 +213,7 @@ def groups(records: Sequence[dict[str, Any]]) -> dict[str, Group]:
     return found
 
 
-def markdown(records: Sequence[dict[str, Any]], picture: str, command: str) -> str:
+def markdown(records: Sequence[Record], picture: str, command: str) -> str:
     """The page."""
     parts = [
         "# Few bits",
@@ -291,7 +288,7 @@ def _kind(method: str, how: str) -> tuple[str, str]:
     return "binary words" if how == THRESHOLDED else method, how
 
 
-def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
+def draw(records: Sequence[Record], path: Path) -> None:
     """For each scene and number of steps PSNR against bits a Gaussian, deflated; grey: float32.
 
     Of the seeds alone that all points of a panel have, as seeds differ by more than what is compared.
@@ -340,61 +337,29 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     draw_panels(panels, columns=min(2, len(panels)), path=path)
 
 
-def main() -> None:
-    """Parses, measures, writes."""
-    parser = argparse.ArgumentParser(
-        description=f"{__doc__} (nfc-gs {nfc_gs.__version__})", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, and JSON of earlier calls")
-    parser.add_argument("--output", type=Path, required=True, help="the Markdown file; JSON and PNG go beside it")
-    chosen = parser.parse_args()
-    numbers, picture = chosen.output.with_suffix(".json"), chosen.output.with_suffix(".png")
-    try:
-        if chosen.output.suffix != ".md":
-            raise UserError(f"--output {chosen.output}: must be a Markdown file, FILE.md; the JSON goes beside it")
-        if not chosen.output.parent.is_dir():
-            raise UserError(f"--output {chosen.output}: its folder is not there")
-        records: list[dict[str, Any]] = []
-        for path in chosen.runs:
-            if path.suffix == ".json":
-                records += _read(path)
-                continue
-            if not (path / "metrics.json").is_file():
-                raise UserError(f"{path}: is no finished run: it has no metrics.json")
-            records += measure(open_run(path))
-            print(f"{path}: {records[-1]['psnr']:.2f} dB at {records[-1]['bits']} bits", flush=True)
-        lines = ",\n".join(json.dumps(record) for record in records)
-        numbers.write_text(f'{{"format": {FORMAT}, "records": [\n{lines}\n]}}\n')
-        draw(records, picture)
-        chosen.output.write_text(
-            markdown(records, picture.name, f"python tools/few_bits.py {numbers} --output {chosen.output}")
-        )
-    except UserError as mistake:
-        print(f"few_bits: {mistake}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as mistake:
-        # Of a full disk it does not say where.
-        print(f"few_bits: {mistake.filename or numbers.parent}: {mistake.strerror}", file=sys.stderr)
-        sys.exit(2)
+def _measured(path: Path) -> tuple[list[Record], str]:
+    if not (path / "metrics.json").is_file():
+        raise UserError(f"{path}: is no finished run: it has no metrics.json")
+    records = measure(open_run(path))
+    return records, f"{records[-1]['psnr']:.2f} dB at {records[-1]['bits']} bits"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The records of an earlier call."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as mistake:
-        raise UserError(f"{path}: is not JSON ({mistake})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: is not of format {FORMAT} of this program; measure the runs anew")
-    records = content.get("records")
-    if (
-        not isinstance(records, list)
-        or not records
-        or not all(isinstance(each, dict) and each.keys() >= KEYS for each in records)
-    ):
-        raise UserError(f"{path}: holds no records of this program; measure the runs anew")
-    return records
+def _write(records: Sequence[Record], output: Path, command: str) -> str:
+    picture = output.with_suffix(".png")
+    draw(records, picture)
+    return markdown(records, picture.name, command)
 
+
+MEASUREMENT = Measurement(
+    name="few_bits",
+    description=str(__doc__),
+    beside="JSON and PNG go",
+    format=FORMAT,
+    holder="records",
+    keys=frozenset(KEYS),
+    measure=_measured,
+    write=_write,
+)
 
 if __name__ == "__main__":
-    main()
+    MEASUREMENT.main()

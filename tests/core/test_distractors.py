@@ -155,6 +155,20 @@ def test_losses_weigh_pixels_by_their_chances():
     torch.testing.assert_close(total.detach(), expected)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_a_cuda_device_finds_the_same(masked):
+    rgb, photograph, _ = photographed(96, 90)
+    mask = rgb[..., 0] > 0.3 if masked else None
+    expected = torch.from_numpy(by_the_equations(Distractors(), rgb, torch.ones(96, 90), photograph, mask))
+    moved = [
+        None if each is None else each.to("cuda")
+        for each in (rgb.float(), torch.ones(96, 90), photograph.float(), mask)
+    ]
+    found = Distractors()(moved[0], moved[1], moved[2], None, moved[3])
+    torch.testing.assert_close(found.chances.double().cpu(), expected, **CLOSE)
+
+
 def test_alpha_is_completed_too():
     rgb, photograph, _ = photographed(40, 64)
     alpha, known = torch.full((40, 64), 0.75, dtype=torch.float64), torch.ones(40, 64, dtype=torch.float64)

@@ -150,7 +150,7 @@ def test_trained_runs_become_a_page_that_the_json_alone_gives_again(confidence, 
         assert cli.main(["train", *map(str, words), f"output={tmp_path}", f"name={name}"]) == 0
     page = tmp_path / "page.md"
     monkeypatch.setattr("sys.argv", ["confidence", *map(str, runs), "--output", str(page)])
-    confidence.main()
+    confidence.MEASUREMENT.main()
     records = json.loads((tmp_path / "page.json").read_text())["runs"]
     for record, run in zip(records, runs, strict=True):
         metrics = json.loads((run / "metrics.json").read_text())
@@ -163,7 +163,7 @@ def test_trained_runs_become_a_page_that_the_json_alone_gives_again(confidence, 
     assert "| own colour bits | – | 0." in first and "### toy nfc" in first
     again = tmp_path / "again.md"
     monkeypatch.setattr("sys.argv", ["confidence", str(tmp_path / "page.json"), "--output", str(again)])
-    confidence.main()
+    confidence.MEASUREMENT.main()
     assert again.read_text().splitlines()[4:] == first.splitlines()[4:]
 
     capsys.readouterr()
@@ -173,7 +173,7 @@ def test_trained_runs_become_a_page_that_the_json_alone_gives_again(confidence, 
     for wrong in (tmp_path / "page.json", tmp_path / "nowhere", tmp_path / "nowhere.json", *tmp_path.glob("odd?.json")):
         monkeypatch.setattr("sys.argv", ["confidence", str(wrong), "--output", str(again)])
         with pytest.raises(SystemExit) as ended:
-            confidence.main()
+            confidence.MEASUREMENT.main()
         assert ended.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
@@ -182,7 +182,7 @@ def test_trained_runs_become_a_page_that_the_json_alone_gives_again(confidence, 
     for output in (tmp_path / "again.json", tmp_path / "nowhere/page.md"):
         monkeypatch.setattr("sys.argv", ["confidence", str(tmp_path / "again.json"), "--output", str(output)])
         with pytest.raises(SystemExit) as ended:
-            confidence.main()
+            confidence.MEASUREMENT.main()
         assert ended.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert (tmp_path / "again.json").read_text() == kept

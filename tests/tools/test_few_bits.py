@@ -54,7 +54,7 @@ def page(few_bits, runs):
     path = runs["plain"].parent / "page.md"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["few_bits", *map(str, runs.values()), "--output", str(path)])
-        few_bits.main()
+        few_bits.MEASUREMENT.main()
     return path
 
 
@@ -81,7 +81,7 @@ def test_the_page_is_made_of_the_json_alone(few_bits, page, monkeypatch, capsys)
     )
     assert "| binary words of 3, bits thresholded | regression, rounded afterwards | 3 | 1 |" in first
     monkeypatch.setattr("sys.argv", ["few_bits", str(page.with_suffix(".json")), "--output", str(again)])
-    few_bits.main()
+    few_bits.MEASUREMENT.main()
     assert again.read_text().splitlines()[6:] == first.splitlines()[6:]
     capsys.readouterr()
     broken = page.with_name("broken.json")
@@ -89,7 +89,7 @@ def test_the_page_is_made_of_the_json_alone(few_bits, page, monkeypatch, capsys)
     for wrong in (broken, page.with_name("nowhere"), page.with_name("nowhere.json")):
         monkeypatch.setattr("sys.argv", ["few_bits", str(wrong), "--output", str(again)])
         with pytest.raises(SystemExit) as ended:
-            few_bits.main()
+            few_bits.MEASUREMENT.main()
         assert ended.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
