@@ -59,17 +59,23 @@ class Distractors:
 
     and the photograph's share p of the scene and s are those that expectation maximization finds, in `rounds` rounds at
     each look, from a wide s on; s is found where something is rendered. So there is no threshold to set. At least half of a
-    photograph is taken to be the scene, and all of it as long as the render is so wrong that s is .2 or more, before the
-    share `start` of the steps, or if the rest would be less than 1 % of it (from 3 % on it is left out as found): what few
-    views see is learned late, and would never be if it were left out early. Pixels that show the
+    photograph is taken to be the scene, and all of it as long as the render is so wrong that s is .2 or more, or if the
+    rest would be less than 1 % of it (from 3 % on it is left out as found). Nothing is classified before each photograph has
+    been looked at `looks` times, or after the share `latest` of the steps if that is sooner: what few views see is learned
+    late, and would never be if it were left out from the first step on. Pixels that show the
     scene with chance r have as their target r y + (1 - r) x, with no gradient through r or x: a distance from it is r
     times the distance from y. (Errors as a mixture with a uniform class: Hampel et al. 1986; for radiance fields, least
     squares trimmed over neighbourhoods: RobustNeRF, arXiv 2302.00833.)
     """
 
-    start: Share = 0.3
+    looks: NonNegativeInt = 10
+    latest: Share = 0.3
     reach: NonNegativeInt = 2
     rounds: PositiveInt = 6
+
+    def first_step(self, photographs: int, steps: int, batch: int) -> int:
+        """The first step, from 1, at which so many photographs are classified, in a training of `steps` with `batch` a step."""
+        return 1 + min(self.looks * photographs // batch, int(self.latest * steps))
 
     @torch.no_grad()
     def __call__(

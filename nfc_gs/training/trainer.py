@@ -160,6 +160,9 @@ class Trainer:
         """
         experiment, model, ranks = self.experiment, self.model, self.ranks
         step, progress = self.done + 1, self.done / experiment.steps
+        distractors = experiment.distractors
+        if distractors and step < distractors.first_step(len(self.scene.train), experiment.steps, experiment.batch):
+            distractors = None
         with self._phase("data"):
             backgrounds = [self.background(number) for number in numbers]
             pixels = [self.feed.get(self._wanted(number)) for number in numbers]
@@ -190,8 +193,8 @@ class Trainer:
             for camera, picture, target in zip(cameras, pictures, targets, strict=True):
                 comparison = compare(picture, target, memory=self.memory, progress=progress, step=step)
                 chances = None
-                if experiment.distractors is not None and progress >= experiment.distractors.start:
-                    comparison, chances = completed(comparison, experiment.distractors)
+                if distractors is not None:
+                    comparison, chances = completed(comparison, distractors)
                 terms, total = weighted(losses, comparison)
                 penalties = model.field.penalties(model.gaussians, camera.time)
                 if penalties:

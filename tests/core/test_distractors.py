@@ -138,6 +138,12 @@ def test_threads_do_not_change_a_bit(masked):
         assert torch.equal(found[0].rgb, other.rgb) and torch.equal(found[0].chances, other.chances)
 
 
+def test_nothing_is_classified_before_every_photograph_was_seen_often():
+    settings = Distractors(looks=10, latest=0.3)
+    assert settings.first_step(50, 7000, 1) == 501 and settings.first_step(50, 7000, 2) == 251
+    assert settings.first_step(50, 1000, 1) == 301 and Distractors(looks=0).first_step(50, 7000, 1) == 1
+
+
 def test_losses_weigh_pixels_by_their_chances():
     rgb, photograph, _ = photographed(40, 64)
     rgb.requires_grad_()
