@@ -137,6 +137,16 @@ def find_pixels(x, y, pitch, channels, starts):
 
 
 @njit(**_SETTINGS)
+def ask_for_pixels(picture, x, y, pitch, channels):
+    """Asks for the lines of memory that the pixels of the block at x, y lie in; any x, y."""
+    for row in range(BLOCK):
+        first = (y + row) * pitch + x * channels
+        for number in range(0, BLOCK * channels, LANES):
+            prefetch(picture, first + number)
+        prefetch(picture, first + BLOCK * channels - 1)
+
+
+@njit(**_SETTINGS)
 def composite(
     queues, number, lists, values, background, limits, transmittances, stops, channels_out, alpha_out
 ):  # fmt: skip
@@ -167,6 +177,7 @@ def composite(
             x, y = left + block % 4 * BLOCK, top + block // 4 * BLOCK
             if x >= lists.width or y >= lists.height:
                 continue
+            ask_for_pixels(channels_out, x, y, lists.width * channels, channels)
             count = list_block(touches, touches.size // BLOCKS, block, stride, listed)
             state = (tile * BLOCKS + block) * LANES
             inside = _inside(lists, tile, block)

@@ -32,6 +32,7 @@ from nfc_gs.kernels.compositing import (
     P,
     Q,
     R,
+    ask_for_pixels,
     find_alpha,
     find_pixels,
     localize,
@@ -117,6 +118,13 @@ def composite_backward(
             if not largest(load(stops, state)) > 0:
                 continue
             list_block(touches, touches.size // BLOCKS, block, stride, listed)
+            # Of the block that comes next, if it is not in another row of the picture.
+            next_x, next_y = x + BLOCK, y
+            if block % 4 == 3 and block < BLOCKS - 1:
+                next_x, next_y = left, y + BLOCK
+            elif block == BLOCKS - 1:
+                next_y = top
+            ask_for_pixels(grad_channels, next_x, next_y, lists.width * channels, channels)
             _receive(
                 lists, x, y, grad_channels, grad_alpha, background, weigh, starts, incoming, by_pixel, behind,
             )  # fmt: skip
