@@ -45,11 +45,11 @@ from nfc_gs.kernels.tiles import (
 )
 
 GROUP = 4
-# A splat as one tile sees it: |U d|² = (U0 + P x + Q y)² + (V0 + R y)² with x, y from the tile's middle; then its
-# channels.
+# A splat's shape as one tile sees it: |U d|² = (U0 + P x + Q y)² + (V0 + R y)² with x, y from the tile's middle. Its channels
+# lie elsewhere, so that what only the shapes are needed for finds all of them in the nearest cache.
 U0, V0, P, Q, R, E0 = 0, 1, 2, 3, 4, 5
 LOCAL = 8
-# A splat's gradient within one tile: moments of q, sums of |d loss / d mean|, then its channels.
+# A splat's gradient within one tile: moments of q, sums of |d loss / d mean|; that of its channels lies elsewhere, too.
 S1, SX, SY, SXX, SXY, SYY, ABS_X, ABS_Y = 0, 1, 2, 3, 4, 5, 6, 7
 # A splat's gradient over all tiles: sums of q times u, v, u², u v, v², 1, then |d mean|, then its channels.
 GU, GV, GUU, GUV, GVV, G1 = 0, 1, 2, 3, 4, 5
@@ -58,6 +58,8 @@ _BATCH = 64
 
 _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
+# For what takes no memory: then Numba does not count, atomically and at every call, who uses which array.
+_WITHIN = _SETTINGS | {"_nrt": False}
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _ALL = np.uint32(2**LANES - 1)
 # Where in a block its lanes lie, from the middle of a tile to that of its first block's first pixel.
@@ -87,9 +89,12 @@ class Lists(NamedTuple):
     longest: int
 
 
-@njit(**_SETTINGS)
-def localize(lists, tile, values, stride, starts, places, local):
-    """Writes the rows of a tile's splats, with their channels, to `local`; `starts` and `places` are scratch [16]."""
+@njit(**_WITHIN)
+def localize(lists, tile, values, width, starts, places, local, colours):
+    """Writes the shapes of a tile's splats to `local`, and their channels, filled up to `width`, to `colours`.
+
+    `starts` and `places` are scratch [16].
+    """
     channels = values.shape[1]
     middle_x = fill(float32(tile % lists.across * TILE + TILE // 2))
     middle_y = fill(float32(tile // lists.across * TILE + TILE // 2))
@@ -102,15 +107,15 @@ def localize(lists, tile, values, stride, starts, places, local):
             ahead = np.int64(splats[min(k + AHEAD, last)]) * channels
             prefetch(values, ahead)
             prefetch(values, ahead + channels - 1)
-            source, place = np.int64(splats[k]) * channels, k * stride + LOCAL
+            source, place = np.int64(splats[k]) * channels, k * width
             if channels <= GROUP:
-                copy_first_four(local, place, values, source, channels)
+                copy_first_four(colours, place, values, source, channels)
             else:
                 for channel in range(0, channels, LANES):
-                    copy_first_sixteen(local, place + channel, values, source + channel, channels - channel)
+                    copy_first_sixteen(colours, place + channel, values, source + channel, channels - channel)
         find_rows(lists.rows, splats, first, starts)
         for lane in range(LANES):
-            places[lane] = (first + lane) * stride
+            places[lane] = (first + lane) * LOCAL
         mean_x, mean_y, p, q = load_columns(lists.rows, starts, MEAN_X)
         r, log_opacity, _, _ = load_columns(lists.rows, starts, ROOT_R)
         x, y = middle_x - mean_x, middle_y - mean_y
@@ -118,7 +123,7 @@ def localize(lists, tile, values, stride, starts, places, local):
         store_columns(local, places, R, r, log_opacity, zero, zero)
 
 
-@njit(**_SETTINGS)
+@njit(**_WITHIN)
 def _inside(lists, tile, block):
     """Ones in the lanes of a block that lie in the picture, zeros in the others."""
     x = lists.width - (tile % lists.across * TILE + block % 4 * BLOCK)
@@ -129,11 +134,21 @@ def _inside(lists, tile, block):
     return select(right > load(LANE_X, 0), select(bottom > load(LANE_Y, 0), one, zero), zero)
 
 
-@njit(**_SETTINGS)
+@njit(**_WITHIN)
 def find_pixels(x, y, pitch, channels, starts):
     """Writes where the pixels of the block at x, y start in a picture whose rows are `pitch` numbers long."""
     for lane in range(LANES):
         starts[lane] = (y + lane // BLOCK) * pitch + (x + lane % BLOCK) * channels
+
+
+@njit(**_WITHIN)
+def ask_for_pixels(picture, x, y, pitch, channels):
+    """Asks for the lines of memory that the pixels of the block at x, y lie in; any x, y."""
+    for row in range(BLOCK):
+        first = (y + row) * pitch + x * channels
+        for number in range(0, BLOCK * channels, LANES):
+            prefetch(picture, first + number)
+        prefetch(picture, first + BLOCK * channels - 1)
 
 
 @njit(**_SETTINGS)
@@ -148,39 +163,41 @@ def composite(
     """
     channels = values.shape[1]
     groups = (channels + GROUP - 1) // GROUP
-    stride = LOCAL + groups * GROUP
+    width = groups * GROUP
     room = (lists.longest + LANES - 1) // LANES * LANES + LANES
     whole = channels // GROUP * GROUP
-    local = zero_lines(room * stride)
+    local, colours = zero_lines(room * LOCAL), zero_lines(room * width + LANES)
     listed = np.empty(room, np.uint32)
     starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     weights = empty_lines(_BATCH * LANES)
-    sums = empty_lines(groups * GROUP * LANES)
+    sums = empty_lines(width * LANES)
     tile = take(queues, number)
     while tile >= 0:
         begin, end = lists.starts[tile], lists.starts[tile + 1]
         left, top = tile % lists.across * TILE, tile // lists.across * TILE
         touches = lists.touches[lists.groups[tile] * BLOCKS : lists.groups[tile + 1] * BLOCKS]
         touch_blocks(lists.rows, lists.splats[begin:end], float32(left), float32(top), starts, touches)
-        localize(lists, tile, values, stride, starts, places, local)
+        localize(lists, tile, values, width, starts, places, local, colours)
         for block in range(BLOCKS):
             x, y = left + block % 4 * BLOCK, top + block // 4 * BLOCK
             if x >= lists.width or y >= lists.height:
                 continue
-            count = list_block(touches, touches.size // BLOCKS, block, stride, listed)
+            ask_for_pixels(channels_out, x, y, lists.width * channels, channels)
+            count = list_block(touches, touches.size // BLOCKS, block, listed)
             state = (tile * BLOCKS + block) * LANES
             inside = _inside(lists, tile, block)
             if channels < GROUP:
                 _composite_group(
-                    listed, count, local, block, limits, inside, None, sums, transmittances, stops, state
+                    listed, count, local, colours, block, limits, inside, None, sums, transmittances, stops, state
                 )  # fmt: skip
             elif channels == GROUP:
                 _composite_group(
-                    listed, count, local, block, limits, inside, True, sums, transmittances, stops, state
+                    listed, count, local, colours, block, limits, inside, True, sums, transmittances, stops, state
                 )  # fmt: skip
             else:
                 _composite_block(
-                    listed, count, local, stride, block, limits, inside, weights, sums, transmittances, stops, state
+                    listed, count, local, colours, width, block, limits, inside, weights, sums, transmittances, stops,
+                    state,
                 )  # fmt: skip
             left_over = load(transmittances, state)
             for channel in range(channels):
@@ -207,7 +224,7 @@ def composite(
         tile = take(queues, number)
 
 
-@njit(**_SETTINGS)
+@njit(**_WITHIN)
 def find_alpha(local, at, x, y, alpha_max, faintest):
     """A splat's alpha at the pixels x, y, and where it is not 0."""
     u = fma(broadcast(local, at + P), x, fma(broadcast(local, at + Q), y, broadcast(local, at + U0)))
@@ -217,8 +234,8 @@ def find_alpha(local, at, x, y, alpha_max, faintest):
     return select(seen, minimum(exp2(exponent), alpha_max), fill(_ZERO)), seen
 
 
-@njit(**_SETTINGS)
-def _composite_group(listed, count, local, block, limits, inside, fourth, sums, transmittances, stops, state):
+@njit(**_WITHIN)
+def _composite_group(listed, count, local, colours, block, limits, inside, fourth, sums, transmittances, stops, state):
     """`_composite_block` of a single group of channels, whose sums stay in registers; `fourth` is None if there is none."""
     x = load(LANE_X, 0) + fill(float32(block % 4 * BLOCK))
     y = load(LANE_Y, 0) + fill(float32(block // 4 * BLOCK))
@@ -229,7 +246,8 @@ def _composite_group(listed, count, local, block, limits, inside, fourth, sums, 
     a, b, c, d = zero, zero, zero, zero
     looked = count
     for k in range(count):
-        at = np.int64(listed[np.uint64(k)])
+        number = np.int64(listed[np.uint64(k)])
+        at, colour = number * LOCAL, number * GROUP
         alpha, _ = find_alpha(local, at, x, y, alpha_max, faintest)
         weight = alpha * through
         # What is left falls on in pixels that have stopped, and so they stay stopped.
@@ -237,11 +255,11 @@ def _composite_group(listed, count, local, block, limits, inside, fourth, sums, 
         alive = through > darkest
         weight = select(alive, weight, zero)
         remaining = select(alive, through, remaining)
-        a = fma(weight, broadcast(local, at + LOCAL), a)
-        b = fma(weight, broadcast(local, at + LOCAL + 1), b)
-        c = fma(weight, broadcast(local, at + LOCAL + 2), c)
+        a = fma(weight, broadcast(colours, colour), a)
+        b = fma(weight, broadcast(colours, colour + 1), b)
+        c = fma(weight, broadcast(colours, colour + 2), c)
         if fourth is not None:
-            d = fma(weight, broadcast(local, at + LOCAL + 3), d)
+            d = fma(weight, broadcast(colours, colour + 3), d)
         if bits(alive) == 0:
             looked = k
             break
@@ -253,8 +271,10 @@ def _composite_group(listed, count, local, block, limits, inside, fourth, sums, 
     store(stops, state, inside * fill(float32(looked)))
 
 
-@njit(**_SETTINGS)
-def _composite_block(listed, count, local, stride, block, limits, inside, weights, sums, transmittances, stops, state):
+@njit(**_WITHIN)
+def _composite_block(
+    listed, count, local, colours, width, block, limits, inside, weights, sums, transmittances, stops, state
+):  # fmt: skip
     """One block: writes the weighted channels to `sums` [C 16], and transmittances and stops [state : state + 16].
 
     `inside` is the transmittance at the start: 1 in the picture, and 0, thus stopped, outside.
@@ -270,7 +290,7 @@ def _composite_block(listed, count, local, stride, block, limits, inside, weight
     while begin < looked:
         used = 0
         for k in range(begin, min(begin + _BATCH, looked)):
-            at = np.int64(listed[np.uint64(k)])
+            at = np.int64(listed[np.uint64(k)]) * LOCAL
             alpha, _ = find_alpha(local, at, x, y, alpha_max, faintest)
             weight = alpha * through
             # What is left falls on in pixels that have stopped, and so they stay stopped.
@@ -283,34 +303,34 @@ def _composite_block(listed, count, local, stride, block, limits, inside, weight
             remaining = select(alive, through, remaining)
             used += 1
         group = 0
-        while group + GROUP < stride - LOCAL:
-            _add_two_groups(listed, begin, used, local, weights, group, sums)
+        while group + GROUP < width:
+            _add_two_groups(listed, begin, used, colours, width, weights, group, sums)
             group += 2 * GROUP
-        if group < stride - LOCAL:
-            _add_group(listed, begin, used, local, weights, group, sums)
+        if group < width:
+            _add_group(listed, begin, used, colours, width, weights, group, sums)
         begin += used
     store(transmittances, state, remaining)
     store(stops, state, inside * fill(float32(looked)))
 
 
-@njit(**_SETTINGS)
-def _add_group(listed, begin, used, local, weights, group, sums):
+@njit(**_WITHIN)
+def _add_group(listed, begin, used, colours, width, weights, group, sums):
     """Adds to `sums` four weighted channels, from `group` on, of the splats from `begin` on."""
     a, b = load(sums, group * LANES), load(sums, (group + 1) * LANES)
     c, d = load(sums, (group + 2) * LANES), load(sums, (group + 3) * LANES)
     for k in range(used):
         weight = load(weights, k * LANES)
-        at = np.int64(listed[np.uint64(begin + k)]) + LOCAL + group
-        a, b = fma(weight, broadcast(local, at), a), fma(weight, broadcast(local, at + 1), b)
-        c, d = fma(weight, broadcast(local, at + 2), c), fma(weight, broadcast(local, at + 3), d)
+        at = np.int64(listed[np.uint64(begin + k)]) * width + group
+        a, b = fma(weight, broadcast(colours, at), a), fma(weight, broadcast(colours, at + 1), b)
+        c, d = fma(weight, broadcast(colours, at + 2), c), fma(weight, broadcast(colours, at + 3), d)
     store(sums, group * LANES, a)
     store(sums, (group + 1) * LANES, b)
     store(sums, (group + 2) * LANES, c)
     store(sums, (group + 3) * LANES, d)
 
 
-@njit(**_SETTINGS)
-def _add_two_groups(listed, begin, used, local, weights, group, sums):
+@njit(**_WITHIN)
+def _add_two_groups(listed, begin, used, colours, width, weights, group, sums):
     """The same for eight channels, with half the weights to read."""
     a, b = load(sums, group * LANES), load(sums, (group + 1) * LANES)
     c, d = load(sums, (group + 2) * LANES), load(sums, (group + 3) * LANES)
@@ -318,11 +338,11 @@ def _add_two_groups(listed, begin, used, local, weights, group, sums):
     g, h = load(sums, (group + 6) * LANES), load(sums, (group + 7) * LANES)
     for k in range(used):
         weight = load(weights, k * LANES)
-        at = np.int64(listed[np.uint64(begin + k)]) + LOCAL + group
-        a, b = fma(weight, broadcast(local, at), a), fma(weight, broadcast(local, at + 1), b)
-        c, d = fma(weight, broadcast(local, at + 2), c), fma(weight, broadcast(local, at + 3), d)
-        e, f = fma(weight, broadcast(local, at + 4), e), fma(weight, broadcast(local, at + 5), f)
-        g, h = fma(weight, broadcast(local, at + 6), g), fma(weight, broadcast(local, at + 7), h)
+        at = np.int64(listed[np.uint64(begin + k)]) * width + group
+        a, b = fma(weight, broadcast(colours, at), a), fma(weight, broadcast(colours, at + 1), b)
+        c, d = fma(weight, broadcast(colours, at + 2), c), fma(weight, broadcast(colours, at + 3), d)
+        e, f = fma(weight, broadcast(colours, at + 4), e), fma(weight, broadcast(colours, at + 5), f)
+        g, h = fma(weight, broadcast(colours, at + 6), g), fma(weight, broadcast(colours, at + 7), h)
     store(sums, group * LANES, a)
     store(sums, (group + 1) * LANES, b)
     store(sums, (group + 2) * LANES, c)

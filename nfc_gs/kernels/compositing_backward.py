@@ -15,6 +15,8 @@ exponentials as to go from the back at once, and no division T_k = T_{k+1} / (1 
 gradients. Either loop has so little in it that all of it stays in registers.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import float32, njit
 
@@ -32,11 +34,13 @@ from nfc_gs.kernels.compositing import (
     P,
     Q,
     R,
+    ask_for_pixels,
     find_alpha,
     find_pixels,
     localize,
 )
-from nfc_gs.kernels.scratch import copy_first_sixteen, empty_lines, weighted_sum, zero_lines
+from nfc_gs.kernels.products import AT_ONCE, add_both_products, add_eight_products, add_sixteen_products
+from nfc_gs.kernels.scratch import copy_first_eight, copy_first_sixteen, empty_lines, weighted_sum, zero_lines
 from nfc_gs.kernels.simd import (
     LANES,
     absolute,
@@ -59,11 +63,14 @@ from nfc_gs.kernels.simd import (
 from nfc_gs.kernels.threads import take
 from nfc_gs.kernels.tiles import BLOCK, BLOCKS, TILE, list_block
 
-# Of so many splats the dot products with the incoming gradient are formed together, when there are several groups.
-AT_ONCE = 4
+EIGHT = 2 * GROUP
+# Where pixels begin in a matrix of pixels and eight channels.
+_EIGHTS = np.arange(LANES) * EIGHT
 
 _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
+# For what takes no memory: then Numba does not count, atomically and at every call, who uses which array.
+_WITHIN = _SETTINGS | {"_nrt": False}
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
@@ -81,77 +88,116 @@ def composite_backward(
     channel C would be. `stops` are from `composite`.
     """
     channels = values.shape[1]
-    stride = LOCAL + padded(channels, weigh)
+    width = padded(channels, weigh)
     room = (lists.longest + LANES - 1) // LANES * LANES + LANES
-    local = zero_lines(room * stride)
-    listed = np.empty(room, np.uint32)
-    incoming = zero_lines((stride - LOCAL) * LANES)
+    memory = _Memory(
+        local=zero_lines(room * LOCAL),
+        colours=zero_lines(room * width + LANES),
+        listed=np.empty(room, np.uint32),
+        incoming=zero_lines(width * LANES),
+        by_pixel=empty_lines(width * LANES),
+        behind=empty_lines(LANES),
+        alphas=empty_lines(room * LANES),
+        weights=empty_lines(room * LANES),
+        numbers=np.empty(room, np.int64),
+        absolutes=zero_lines(2 * LANES**2),
+        moments=empty_lines(room * LOCAL),
+        sums=empty_lines(room * width),
+        starts=np.empty(LANES, np.int64),
+        places=np.empty(LANES, np.int64),
+    )
     if weigh:
         # Ones come in here where the splats have a channel of zeros: their sums are the weights'.
-        incoming[channels * LANES : (channels + 1) * LANES] = _ONE
-    by_pixel = empty_lines((stride - LOCAL) // LANES * LANES**2)
-    behind = empty_lines(LANES)
-    # A row more than there are splats, into which unused lanes are added.
-    sums = empty_lines(room * stride)
-    alphas, weights, entries = empty_lines(room * LANES), empty_lines(room * LANES), np.empty(room, np.int64)
-    products, dots, absolutes = empty_lines(LANES**2), empty_lines(LANES**2), zero_lines(2 * LANES**2)
-    starts, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+        memory.incoming[channels * LANES : (channels + 1) * LANES] = _ONE
     if by_splat:
         gradients[:] = _ZERO
     while True:
         tile = take(queues, number)
         if tile < 0:
             break
-        count_in_tile = lists.starts[tile + 1] - lists.starts[tile]
-        if count_in_tile == 0:
-            continue
-        left, top = tile % lists.across * TILE, tile // lists.across * TILE
-        touches = lists.touches[lists.groups[tile] * BLOCKS : lists.groups[tile + 1] * BLOCKS]
-        localize(lists, tile, values, stride, starts, places, local)
-        sums[: count_in_tile * stride] = _ZERO
-        for block in range(BLOCKS):
-            x, y = left + block % 4 * BLOCK, top + block // 4 * BLOCK
-            if x >= lists.width or y >= lists.height:
-                continue
-            state = (tile * BLOCKS + block) * LANES
-            if not largest(load(stops, state)) > 0:
-                continue
-            list_block(touches, touches.size // BLOCKS, block, stride, listed)
-            _receive(
-                lists, x, y, grad_channels, grad_alpha, background, weigh, starts, incoming, by_pixel, behind,
+        if lists.starts[tile + 1] > lists.starts[tile]:
+            entry = np.int64(-1) if by_splat else lists.starts[tile] - lists.starts[begin]
+            _composite_tile_backward(
+                lists, tile, values, width, background, limits, stops, grad_channels, grad_alpha, absgrad, weigh, entry,
+                spare, gradients, memory,
             )  # fmt: skip
-            used = _weigh_block(listed, local, block, limits, load(stops, state), alphas, weights, entries)
-            if used == 0:
-                continue
-            # What is not needed is None, and so not in the loop. No arrays are cut or packed up here, as each such array
-            # counts who uses it, for all threads to see.
-            unused = count_in_tile * stride
-            if stride - LOCAL > GROUP:
-                if absgrad:
-                    _composite_block_backward(
-                        local, stride, channels, block, limits, used, load(behind, 0), incoming, by_pixel, unused, alphas,
-                        weights, entries, products, starts, sums, dots, absolutes,
-                    )  # fmt: skip
-                else:
-                    _composite_block_backward(
-                        local, stride, channels, block, limits, used, load(behind, 0), incoming, by_pixel, unused, alphas,
-                        weights, entries, products, starts, sums, dots, None,
-                    )  # fmt: skip
-            elif absgrad:
-                _composite_block_backward(
-                    local, stride, channels, block, limits, used, load(behind, 0), incoming, by_pixel, unused, alphas,
-                    weights, entries, products, starts, sums, None, absolutes,
-                )  # fmt: skip
-            else:
-                _composite_block_backward(
-                    local, stride, channels, block, limits, used, load(behind, 0), incoming, by_pixel, unused, alphas,
-                    weights, entries, products, starts, sums, None, None,
-                )  # fmt: skip
-        entry = np.int64(-1)
-        if not by_splat:
-            entry = lists.starts[tile] - lists.starts[begin]
-            gradients[entry : entry + count_in_tile] = _ZERO
-        _gather_moments(lists, tile, stride, local, sums, starts, places, entry, spare, gradients)
+
+
+class _Memory(NamedTuple):
+    """What a thread works with: `local` to `absolutes` are a tile's or a block's, see the functions that write them.
+
+    `moments` [_ LOCAL] and `sums` [_ width] have a row more than there are splats, into which unused lanes are added.
+    """
+
+    local: np.ndarray
+    colours: np.ndarray
+    listed: np.ndarray
+    incoming: np.ndarray
+    by_pixel: np.ndarray
+    behind: np.ndarray
+    alphas: np.ndarray
+    weights: np.ndarray
+    numbers: np.ndarray
+    absolutes: np.ndarray
+    moments: np.ndarray
+    sums: np.ndarray
+    starts: np.ndarray
+    places: np.ndarray
+
+
+@njit(**_WITHIN)
+def _composite_tile_backward(
+    lists, tile, values, width, background, limits, stops, grad_channels, grad_alpha, absgrad, weigh, entry, spare,
+    gradients, memory,
+):  # fmt: skip
+    """One tile, which has splats: writes to their rows of `gradients`, or, if `entry` is not negative, to those from there on."""
+    local, colours, moments, sums = memory.local, memory.colours, memory.moments, memory.sums
+    alphas, weights, numbers = memory.alphas, memory.weights, memory.numbers
+    channels = values.shape[1]
+    count = lists.starts[tile + 1] - lists.starts[tile]
+    left, top = tile % lists.across * TILE, tile // lists.across * TILE
+    first_group = lists.groups[tile]
+    touches = lists.touches[first_group * BLOCKS : lists.groups[tile + 1] * BLOCKS]
+    localize(lists, tile, values, width, memory.starts, memory.places, local, colours)
+    moments[: count * LOCAL] = _ZERO
+    sums[: count * width] = _ZERO
+    # The row of unused lanes.
+    colours[count * width : (count + 1) * width] = _ZERO
+    for block in range(BLOCKS):
+        x, y = left + block % 4 * BLOCK, top + block // 4 * BLOCK
+        if x >= lists.width or y >= lists.height:
+            continue
+        state = (tile * BLOCKS + block) * LANES
+        if not largest(load(stops, state)) > 0:
+            continue
+        list_block(touches, touches.size // BLOCKS, block, memory.listed)
+        # Of the block that comes next, if it is not in another row of the picture.
+        next_x, next_y = x + BLOCK, y
+        if block % 4 == 3 and block < BLOCKS - 1:
+            next_x, next_y = left, y + BLOCK
+        elif block == BLOCKS - 1:
+            next_y = top
+        ask_for_pixels(grad_channels, next_x, next_y, lists.width * channels, channels)
+        _receive(
+            lists, x, y, grad_channels, grad_alpha, background, weigh, memory.starts, memory.incoming, memory.by_pixel,
+            memory.behind,
+        )  # fmt: skip
+        used = _weigh_block(memory.listed, local, block, limits, load(stops, state), alphas, weights, numbers, count)
+        if used == 0:
+            continue
+        _find_products(
+            colours, width, channels, limits, used, load(memory.behind, 0), memory.incoming, alphas, weights, numbers
+        )
+        _add_moments(alphas, block, used, numbers, memory.starts, moments)
+        if absgrad:
+            _add_absolutes(alphas, block, used, numbers, local, memory.absolutes, memory.starts, moments)
+        if width >= EIGHT:
+            _add_colours(weights, used, numbers, memory.by_pixel, width, sums)
+        if width % EIGHT > 0:
+            _add_last_colours(weights, used, numbers, memory.incoming, width, memory.starts, sums)
+    if entry >= 0:
+        gradients[entry : entry + count] = _ZERO
+    _gather_moments(lists, tile, width, local, moments, sums, memory.starts, memory.places, entry, spare, gradients)
 
 
 @njit(**_SETTINGS)
@@ -160,41 +206,40 @@ def padded(channels, weigh):
     return max(channels + weigh + GROUP - 1, GROUP) // GROUP * GROUP
 
 
-@njit(**_SETTINGS)
+@njit(**_WITHIN)
 def _receive(lists, x, y, grad_channels, grad_alpha, background, weigh, starts, incoming, by_pixel, behind):
     """Writes a block's gradients to `incoming` [C 16], and what comes through from behind all splats to `behind` [16].
 
-    Also whole sixteens of channels to `by_pixel`, a 16 x 16 matrix of pixels and channels each.
+    Also to `by_pixel`: of every sixteen channels, and of eight of the rest, a matrix of pixels and these channels.
     """
-    channels = grad_channels.shape[2]
-    squares = by_pixel.size // LANES
-    if x + BLOCK <= lists.width and y + BLOCK <= lists.height:
-        find_pixels(x, y, lists.width * channels, channels, starts)
-        for channel in range(0, squares, LANES):
+    channels, width = grad_channels.shape[2], incoming.size // LANES
+    sixteens, eights = width // LANES * LANES, width // EIGHT * EIGHT
+    pitch = lists.width * channels
+    find_pixels(x, y, pitch, channels, starts)
+    # Where there are numbers behind the last pixel's to be read, though not to be used.
+    if x + BLOCK <= lists.width and y + BLOCK <= lists.height and starts[LANES - 1] + width <= pitch * lists.height:
+        for channel in range(0, sixteens, LANES):
+            block, some = channel * LANES, channels - channel
             for lane in range(LANES):
-                place = channel * LANES + lane * LANES
-                copy_first_sixteen(by_pixel, place, grad_channels, starts[lane] + channel, channels - channel)
-                if weigh and channels - channel < LANES:
-                    by_pixel[place + channels - channel] = _ONE
-            transpose_to(by_pixel, channel * LANES, incoming, channel * LANES)
-        # Four channels at a time; the last few may have the next pixels' behind them, but at the picture's end there are none.
-        whole = channels
-        if (lists.width - x - BLOCK) * channels < GROUP - 1 and y + BLOCK == lists.height:
-            whole = max(channels // GROUP * GROUP, squares)
-        for channel in range(squares, whole, GROUP):
-            a, b, c, d = load_columns(grad_channels, starts, channel)
-            store(incoming, channel * LANES, a)
-            if channel + 1 < channels:
-                store(incoming, (channel + 1) * LANES, b)
-            if channel + 2 < channels:
-                store(incoming, (channel + 2) * LANES, c)
-            if channel + 3 < channels:
-                store(incoming, (channel + 3) * LANES, d)
+                copy_first_sixteen(by_pixel, block + lane * LANES, grad_channels, starts[lane] + channel, some)
+                if weigh and some < LANES:
+                    by_pixel[block + lane * LANES + some] = _ONE
+            transpose_to(by_pixel, block, incoming, block)
+        if sixteens < eights:
+            block, some = sixteens * LANES, channels - sixteens
+            for lane in range(LANES):
+                copy_first_eight(by_pixel, block + lane * EIGHT, grad_channels, starts[lane] + sixteens, some)
+                if weigh and some < EIGHT:
+                    by_pixel[block + lane * EIGHT + some] = _ONE
+            for group in range(0, EIGHT, GROUP):
+                a, b, c, d = load_columns(by_pixel, _EIGHTS, block + group)
+                _store_four(incoming, block + group * LANES, a, b, c, d, GROUP)
+        if eights < channels:
+            # The last few may have the next pixel's behind them.
+            a, b, c, d = load_columns(grad_channels, starts, eights)
+            _store_four(incoming, eights * LANES, a, b, c, d, channels - eights)
         for lane in range(LANES):
-            row, column = y + lane // BLOCK, x + lane % BLOCK
-            behind[lane] = -grad_alpha[row, column]
-            for channel in range(whole, channels):
-                incoming[channel * LANES + lane] = grad_channels[row, column, channel]
+            behind[lane] = -grad_alpha[y + lane // BLOCK, x + lane % BLOCK]
     else:
         for lane in range(LANES):
             row, column = y + lane // BLOCK, x + lane % BLOCK
@@ -202,19 +247,35 @@ def _receive(lists, x, y, grad_channels, grad_alpha, background, weigh, starts, 
             behind[lane] = -grad_alpha[row, column] if inside else _ZERO
             for channel in range(channels):
                 incoming[channel * LANES + lane] = grad_channels[row, column, channel] if inside else _ZERO
-        for channel in range(0, squares, LANES):
-            transpose_to(incoming, channel * LANES, by_pixel, channel * LANES)
+            for channel in range(eights):
+                first = channel // LANES * LANES
+                by_pixel[first * LANES + lane * min(eights - first, LANES) + channel - first] = incoming[
+                    channel * LANES + lane
+                ]
     total = load(behind, 0)
     for channel in range(channels):
         total = fma(load(incoming, channel * LANES), fill(background[channel]), total)
     store(behind, 0, total)
 
 
-@njit(**_SETTINGS)
-def _weigh_block(listed, local, block, limits, stops, alphas, weights, places):
+@njit(**_WITHIN)
+def _store_four(array, index, a, b, c, d, count):
+    """Stores the first `count` of four values, one behind the other."""
+    store(array, index, a)
+    if count > 1:
+        store(array, index + LANES, b)
+    if count > 2:
+        store(array, index + 2 * LANES, c)
+    if count > 3:
+        store(array, index + 3 * LANES, d)
+
+
+@njit(**_WITHIN)
+def _weigh_block(listed, local, block, limits, stops, alphas, weights, numbers, unused):
     """The alphas and weights [splats 16] of a block's splats once more, with the forward pass's bits.
 
-    Also where their rows start, to `places`. Splats that no pixel sees are left out; returns how many are not.
+    Also their numbers within the tile, to `numbers`. Splats that no pixel sees are left out; returns how many are not. Behind
+    them stand sixteen splats `unused` that no pixel sees.
     """
     x = load(LANE_X, 0) + fill(float32(block % 4 * BLOCK))
     y = load(LANE_Y, 0) + fill(float32(block // 4 * BLOCK))
@@ -224,127 +285,121 @@ def _weigh_block(listed, local, block, limits, stops, alphas, weights, places):
     through = select(stops > zero, fill(_ONE), zero)
     used = 0
     for k in range(int(largest(stops))):
-        at = np.int64(listed[np.uint64(k)])
-        alpha, seen = find_alpha(local, at, x, y, alpha_max, faintest)
+        number = np.int64(listed[np.uint64(k)])
+        alpha, seen = find_alpha(local, number * LOCAL, x, y, alpha_max, faintest)
         weight = alpha * through
         through = fnma(alpha, through, through)
         alive = through > darkest
         alpha, weight = select(alive, alpha, zero), select(alive, weight, zero)
         store(alphas, used * LANES, alpha)
         store(weights, used * LANES, weight)
-        places[used] = at
+        numbers[used] = number
         used += bits(alive & seen) != 0
+    for lane in range(used, used + LANES):
+        store(alphas, lane * LANES, zero)
+        store(weights, lane * LANES, zero)
+        numbers[lane] = unused
     return used
 
 
-@njit(**_SETTINGS)
-def _composite_block_backward(
-    local, stride, channels, block, limits, used, behind, incoming, by_pixel, unused, alphas, weights, places, products,
-    starts, sums, dots, absolutes,
-):  # fmt: skip
-    """One block: adds its splats' moments and channel sums to `sums`, rows of `stride`.
+@njit(**_WITHIN)
+def _find_products(colours, width, channels, limits, used, behind, incoming, alphas, weights, numbers):
+    """Turns the alphas of a block's splats into alpha d loss / d alpha, from the last splat to the first.
 
-    `alphas`, `weights` and `places` are those of `used` splats; `behind` is B behind all, `incoming` v [C 16], and
-    `by_pixel` the same of whole sixteens of channels, pixel by pixel. `unused` is where a spare row is; `products` and `starts`
-    are scratch, and so are `dots`, which is None if there is a single group, and `absolutes`, None if nobody asks for absgrad.
+    `behind` is B behind all, `incoming` v [C 16].
     """
+    alpha_max = fill(limits.alpha_max)
+    for first in range((used - 1) // AT_ONCE * AT_ONCE, -1, -AT_ONCE):
+        at_a, at_b = numbers[first] * width, numbers[first + 1] * width
+        at_c, at_d = numbers[first + 2] * width, numbers[first + 3] * width
+        # <c, v> of four splats.
+        a, b, c, d = fill(_ZERO), fill(_ZERO), fill(_ZERO), fill(_ZERO)
+        for channel in range(channels):
+            value = load(incoming, channel * LANES)
+            a, b = fma(broadcast(colours, at_a + channel), value, a), fma(broadcast(colours, at_b + channel), value, b)
+            c, d = fma(broadcast(colours, at_c + channel), value, c), fma(broadcast(colours, at_d + channel), value, d)
+        behind = _find_product(alphas, weights, (first + 3) * LANES, d, behind, alpha_max)
+        behind = _find_product(alphas, weights, (first + 2) * LANES, c, behind, alpha_max)
+        behind = _find_product(alphas, weights, (first + 1) * LANES, b, behind, alpha_max)
+        behind = _find_product(alphas, weights, first * LANES, a, behind, alpha_max)
+
+
+@njit(**_WITHIN)
+def _find_product(alphas, weights, place, dot, behind, alpha_max):
+    """One splat's, from `place` on; returns B before it."""
+    alpha = load(alphas, place)
+    # A clamped alpha has no gradient.
+    product = select(alpha < alpha_max, load(weights, place) * (dot - behind), fill(_ZERO))
+    store(alphas, place, product)
+    # Of all this, one product waits for the splat before.
+    return fma(fill(_ONE) - alpha, behind, alpha * dot)
+
+
+@njit(**_WITHIN)
+def _add_colours(weights, used, numbers, by_pixel, width, sums):
+    """Adds the splats' weights times the incoming gradient to `sums`: of every sixteen channels, and of eight of the rest."""
+    for first in range(0, used, AT_ONCE):
+        rows = (
+            numbers[first] * width,
+            numbers[first + 1] * width,
+            numbers[first + 2] * width,
+            numbers[first + 3] * width,
+        )
+        at, channel = first * LANES, 0
+        while width - channel >= 2 * LANES:
+            add_sixteen_products(weights, at, by_pixel, channel * LANES, sums, rows, channel)
+            channel += LANES
+        if width - channel >= LANES + EIGHT:
+            add_both_products(weights, at, by_pixel, channel * LANES, sums, rows, channel)
+        elif width - channel >= LANES:
+            add_sixteen_products(weights, at, by_pixel, channel * LANES, sums, rows, channel)
+        elif width - channel >= EIGHT:
+            add_eight_products(weights, at, by_pixel, channel * LANES, sums, rows, channel)
+
+
+@njit(**_WITHIN)
+def _add_last_colours(weights, used, numbers, incoming, width, starts, sums):
+    """The same of the last four channels, with sixteen splats as lanes."""
+    channel = width - GROUP
+    for first in range(0, used, LANES):
+        for lane in range(LANES):
+            starts[lane] = numbers[first + lane] * width
+        pixels = transposed(weights, first * LANES)
+        a = weighted_sum(pixels, incoming, channel * LANES)
+        b = weighted_sum(pixels, incoming, (channel + 1) * LANES)
+        c = weighted_sum(pixels, incoming, (channel + 2) * LANES)
+        d = weighted_sum(pixels, incoming, (channel + 3) * LANES)
+        add_columns(sums, starts, channel, a, b, c, d)
+
+
+@njit(**_WITHIN)
+def _add_absolutes(products, block, used, numbers, local, absolutes, starts, moments):
+    """Adds sums over a block's pixels of |d loss / d mean| along x and y to `moments`; `absolutes` is scratch."""
     x = load(LANE_X, 0) + fill(float32(block % 4 * BLOCK))
     y = load(LANE_Y, 0) + fill(float32(block // 4 * BLOCK))
     zero = fill(_ZERO)
-    left, top = float32(block % 4 * BLOCK - 7.5), float32(block // 4 * BLOCK - 7.5)
-    alpha_max, full = fill(limits.alpha_max), fill(_ONE)
-    one, two = load(incoming, 0), load(incoming, LANES)
-    three, four = load(incoming, 2 * LANES), load(incoming, 3 * LANES)
-    for lane in range(LANES):
-        places[used + lane] = unused
-        store(weights, (used + lane) * LANES, zero)
-    for first in range((used - 1) // LANES * LANES, -1, -LANES):
-        count = min(used - first, LANES)
-        if dots is not None:
-            for some in range(0, count, AT_ONCE):
-                _dot_products(places, first + some, local, channels, incoming, dots, some)
-        for k in range(count, LANES):
-            store(products, k * LANES, zero)
-        for k in range(count - 1, -1, -1):
-            at = places[np.uint64(first + k)]
-            if dots is not None:
-                dot = load(dots, k * LANES)
-            else:
-                dot = fma(broadcast(local, at + LOCAL + 1), two, broadcast(local, at + LOCAL) * one)
-                rest = fma(broadcast(local, at + LOCAL + 3), four, broadcast(local, at + LOCAL + 2) * three)
-                dot = dot + rest
-            alpha, more = load(alphas, (first + k) * LANES), dot - behind
-            # Of all this, one product waits for the splat before.
-            behind = fma(full - alpha, behind, alpha * dot)
-            # A clamped alpha has no gradient.
-            product = select(alpha < alpha_max, load(weights, (first + k) * LANES) * more, zero)
-            store(products, k * LANES, product)
-            if absolutes is not None:
-                root_p, root_q, root_r = broadcast(local, at + P), broadcast(local, at + Q), broadcast(local, at + R)
-                u = fma(root_p, x, fma(root_q, y, broadcast(local, at + U0)))
-                v = fma(root_r, y, broadcast(local, at + V0))
-                store(absolutes, k * LANES, absolute(product * (root_p * u)))
-                store(absolutes, LANES**2 + k * LANES, absolute(product * fma(root_q, u, root_r * v)))
-        for lane in range(LANES):
-            starts[lane] = places[first + lane]
-        _add_moments(products, left, top, absolutes, starts, sums)
-        whole = (stride - LOCAL) // LANES * LANES
-        for channel in range(0, whole, LANES):
-            _add_sixteen(weights, first * LANES, by_pixel, channel * LANES, LOCAL + channel, starts, sums)
-        if whole < stride - LOCAL:
-            pixels = transposed(weights, first * LANES)
-            for channel in range(whole, stride - LOCAL, GROUP):
-                a = weighted_sum(pixels, incoming, channel * LANES)
-                b = weighted_sum(pixels, incoming, (channel + 1) * LANES)
-                c = weighted_sum(pixels, incoming, (channel + 2) * LANES)
-                d = weighted_sum(pixels, incoming, (channel + 3) * LANES)
-                add_columns(sums, starts, LOCAL + channel, a, b, c, d)
+    for first in range(0, used, LANES):
+        for k in range(LANES):
+            at = numbers[first + k] * LOCAL
+            starts[k] = at
+            product = load(products, (first + k) * LANES)
+            root_p, root_q, root_r = broadcast(local, at + P), broadcast(local, at + Q), broadcast(local, at + R)
+            u = fma(root_p, x, fma(root_q, y, broadcast(local, at + U0)))
+            v = fma(root_r, y, broadcast(local, at + V0))
+            store(absolutes, k * LANES, absolute(product * (root_p * u)))
+            store(absolutes, LANES**2 + k * LANES, absolute(product * fma(root_q, u, root_r * v)))
+        transpose_to(absolutes, 0, absolutes, 0)
+        transpose_to(absolutes, LANES**2, absolutes, LANES**2)
+        add_columns(moments, starts, SXY, zero, zero, _column_sum(absolutes, 0), _column_sum(absolutes, LANES))
 
 
-@njit(**_SETTINGS)
-def _add_sixteen(weights, first, by_pixel, block, column, starts, sums):
-    """Adds sixteen splats' weights [splats pixels] times an incoming gradient [pixels channels] to their rows of `sums`.
-
-    From `column` on; the two matrices begin at `first` and `block`. Here the lanes are sixteen channels, and four splats have
-    their turn at once.
-    """
-    for splat in range(0, LANES, AT_ONCE):
-        a, b, c, d = fill(_ZERO), fill(_ZERO), fill(_ZERO), fill(_ZERO)
-        at = first + splat * LANES
-        for pixel in range(LANES):
-            value = load(by_pixel, block + pixel * LANES)
-            a = fma(broadcast(weights, at + pixel), value, a)
-            b = fma(broadcast(weights, at + LANES + pixel), value, b)
-            c = fma(broadcast(weights, at + 2 * LANES + pixel), value, c)
-            d = fma(broadcast(weights, at + 3 * LANES + pixel), value, d)
-        _add_to(sums, starts[splat] + column, a)
-        _add_to(sums, starts[splat + 1] + column, b)
-        _add_to(sums, starts[splat + 2] + column, c)
-        _add_to(sums, starts[splat + 3] + column, d)
-
-
-@njit(**_SETTINGS)
+@njit(**_WITHIN)
 def _add_to(array, index, lanes):
     """`array[index : index + 16] += lanes`."""
     store(array, index, load(array, index) + lanes)
 
 
-@njit(**_SETTINGS)
-def _dot_products(places, first, local, channels, incoming, dots, place):
-    """<c, v> at 16 pixels for AT_ONCE splats, from number `first` on, to `dots` from number `place` on."""
-    at_a, at_b, at_c, at_d = places[first], places[first + 1], places[first + 2], places[first + 3]
-    a, b, c, d = fill(_ZERO), fill(_ZERO), fill(_ZERO), fill(_ZERO)
-    for channel in range(channels):
-        value, column = load(incoming, channel * LANES), LOCAL + channel
-        a, b = fma(broadcast(local, at_a + column), value, a), fma(broadcast(local, at_b + column), value, b)
-        c, d = fma(broadcast(local, at_c + column), value, c), fma(broadcast(local, at_d + column), value, d)
-    store(dots, place * LANES, a)
-    store(dots, (place + 1) * LANES, b)
-    store(dots, (place + 2) * LANES, c)
-    store(dots, (place + 3) * LANES, d)
-
-
-@njit(**_SETTINGS)
+@njit(**_WITHIN)
 def _column_sum(matrix, first):
     """The sum of 16 rows of a matrix [_ 16], from row `first` on."""
     total = load(matrix, first * LANES)
@@ -353,7 +408,7 @@ def _column_sum(matrix, first):
     return total
 
 
-@njit(**_SETTINGS)
+@njit(**_WITHIN)
 def _row_moments(a, b, c, d):
     """The moments 1, x and x² of four pixels in a row."""
     x = fma(fill(float32(3)), d, fma(fill(float32(2)), c, b))
@@ -361,47 +416,44 @@ def _row_moments(a, b, c, d):
     return a + b + (c + d), x, xx
 
 
-@njit(**_SETTINGS)
-def _add_moments(products, left, top, absolutes, starts, sums):
-    """Adds the moments of 16 splats' products [splats pixels] about the tile's middle to their rows of `sums`.
-
-    `left` and `top` are the block's first pixel, from the tile's middle; `absolutes` as in `_composite_block_backward`.
-    """
-    pixels = transposed(products, 0)
-    # About the block's first pixel: by rows, then over the rows.
-    s0, x0, xx0 = _row_moments(pixels[0], pixels[1], pixels[2], pixels[3])
-    s1, x1, xx1 = _row_moments(pixels[4], pixels[5], pixels[6], pixels[7])
-    s2, x2, xx2 = _row_moments(pixels[8], pixels[9], pixels[10], pixels[11])
-    s3, x3, xx3 = _row_moments(pixels[12], pixels[13], pixels[14], pixels[15])
-    s, sy, syy = _row_moments(s0, s1, s2, s3)
-    sx, sxy, _ = _row_moments(x0, x1, x2, x3)
-    sxx = xx0 + xx1 + (xx2 + xx3)
-    # Moved by the first pixel's place from the tile's middle.
-    by_x, by_y = fill(left), fill(top)
-    to_x, to_y = fma(by_x, s, sx), fma(by_y, s, sy)
-    sxx = fma(by_x, sx + to_x, sxx)
-    syy = fma(by_y, sy + to_y, syy)
-    sxy = sxy + fma(by_x, sy, fma(by_y, sx, by_x * by_y * s))
-    add_columns(sums, starts, S1, s, to_x, to_y, sxx)
-    if absolutes is not None:
-        transpose_to(absolutes, 0, absolutes, 0)
-        transpose_to(absolutes, LANES**2, absolutes, LANES**2)
-        add_columns(sums, starts, SXY, sxy, syy, _column_sum(absolutes, 0), _column_sum(absolutes, LANES))
-    else:
-        add_columns(sums, starts, SXY, sxy, syy, fill(_ZERO), fill(_ZERO))
+@njit(**_WITHIN)
+def _add_moments(products, block, used, numbers, starts, moments):
+    """Adds the moments of a block's products [splats pixels] about the tile's middle to their splats' rows of `moments`."""
+    # The block's first pixel, from the tile's middle.
+    left, top = fill(float32(block % 4 * BLOCK - 7.5)), fill(float32(block // 4 * BLOCK - 7.5))
+    for first in range(0, used, LANES):
+        for lane in range(LANES):
+            starts[lane] = numbers[first + lane] * LOCAL
+        pixels = transposed(products, first * LANES)
+        # About the block's first pixel: by rows, then over the rows.
+        s0, x0, xx0 = _row_moments(pixels[0], pixels[1], pixels[2], pixels[3])
+        s1, x1, xx1 = _row_moments(pixels[4], pixels[5], pixels[6], pixels[7])
+        s2, x2, xx2 = _row_moments(pixels[8], pixels[9], pixels[10], pixels[11])
+        s3, x3, xx3 = _row_moments(pixels[12], pixels[13], pixels[14], pixels[15])
+        s, sy, syy = _row_moments(s0, s1, s2, s3)
+        sx, sxy, _ = _row_moments(x0, x1, x2, x3)
+        sxx = xx0 + xx1 + (xx2 + xx3)
+        # Moved by the first pixel's place from the tile's middle.
+        to_x, to_y = fma(left, s, sx), fma(top, s, sy)
+        sxx = fma(left, sx + to_x, sxx)
+        syy = fma(top, sy + to_y, syy)
+        sxy = sxy + fma(left, sy, fma(top, sx, left * top * s))
+        add_columns(moments, starts, S1, s, to_x, to_y, sxx)
+        add_columns(moments, starts, SXY, sxy, syy, fill(_ZERO), fill(_ZERO))
 
 
-@njit(**_SETTINGS)
-def _gather_moments(lists, tile, stride, local, sums, starts, places, entry, spare, gradients):
-    """Adds a tile's `sums` to its splats' `gradients`, the moments of place made into moments of u and v.
+@njit(**_WITHIN)
+def _gather_moments(lists, tile, width, local, moments, sums, starts, places, entry, spare, gradients):
+    """Adds a tile's `moments` and `sums` to its splats' `gradients`, the moments of place made into moments of u and v.
 
     To the splats' rows, or, if `entry` is not negative, to the rows from there on.
     """
+    stride = LOCAL + width
     splats = lists.splats[lists.starts[tile] : lists.starts[tile + 1]]
     for first in range(0, splats.size, LANES):
         for lane in range(LANES):
             k = first + lane
-            starts[lane] = k * stride
+            starts[lane] = k * LOCAL
             if k >= splats.size:
                 places[lane] = spare * stride
             elif entry >= 0:
@@ -414,8 +466,8 @@ def _gather_moments(lists, tile, stride, local, sums, starts, places, entry, spa
                 prefetch(gradients, ahead + stride - 1)
         u0, v0, p, q = load_columns(local, starts, U0)
         r, _, _, _ = load_columns(local, starts, R)
-        s, sx, sy, sxx = load_columns(sums, starts, S1)
-        sxy, syy, absolute_x, absolute_y = load_columns(sums, starts, SXY)
+        s, sx, sy, sxx = load_columns(moments, starts, S1)
+        sxy, syy, absolute_x, absolute_y = load_columns(moments, starts, SXY)
         su, sv = fma(u0, s, fma(p, sx, q * sy)), fma(v0, s, r * sy)
         sux, suy = fma(u0, sx, fma(p, sxx, q * sxy)), fma(u0, sy, fma(p, sxy, q * syy))
         suu, suv = fma(u0, su, fma(p, sux, q * suy)), fma(v0, su, r * suy)
@@ -423,8 +475,8 @@ def _gather_moments(lists, tile, stride, local, sums, starts, places, entry, spa
         add_columns(gradients, places, GU, su, sv, suu, suv)
         add_columns(gradients, places, GVV, svv, s, absolute_x, absolute_y)
         for lane in range(min(LANES, splats.size - first)):
-            whole = (stride - LOCAL) // LANES * LANES + LOCAL
-            for column in range(LOCAL, whole, LANES):
-                _add_to(gradients, places[lane] + column, load(sums, starts[lane] + column))
-            for column in range(whole, stride, GROUP):
-                add_four(gradients, places[lane] + column, sums, starts[lane] + column)
+            place, source = places[lane] + LOCAL, (first + lane) * width
+            for column in range(0, width // LANES * LANES, LANES):
+                _add_to(gradients, place + column, load(sums, source + column))
+            for column in range(width // LANES * LANES, width, GROUP):
+                add_four(gradients, place + column, sums, source + column)

@@ -29,8 +29,8 @@ def zero_lines(count):
 
 
 @intrinsic
-def write_set_bits(typing, array, index, word, first, step):
-    """`array[index :] = first + step i` (all uint32) for every set bit i of the 16 bits `word`, in order; their number.
+def write_set_bits(typing, array, index, word, first):
+    """`array[index :] = first + i` (all uint32) for every set bit i of the 16 bits `word`, in order; their number.
 
     What comes after them in the sixteen places from `index` on has no meaning.
     """
@@ -39,11 +39,9 @@ def write_set_bits(typing, array, index, word, first, step):
         whole, half = ir.IntType(32), ir.IntType(16)
         kind = ir.VectorType(whole, LANES)
         none = ir.Constant(kind, ir.Undefined)
-        spread = [
-            builder.shuffle_vector(builder.insert_element(none, value, whole(0)), none, ir.Constant(kind, [0] * LANES))
-            for value in values[3:]
-        ]
-        lanes = builder.add(spread[0], builder.mul(spread[1], ir.Constant(kind, list(range(LANES)))))
+        begin = builder.insert_element(none, values[3], whole(0))
+        spread = builder.shuffle_vector(begin, none, ir.Constant(kind, [0] * LANES))
+        lanes = builder.add(spread, ir.Constant(kind, list(range(LANES))))
         mask = builder.bitcast(values[2], ir.VectorType(ir.IntType(1), LANES))
         # In a register: to compress straight into memory is slow on AMD's processors.
         function = ir.FunctionType(kind, [kind, mask.type, kind])
@@ -54,7 +52,7 @@ def write_set_bits(typing, array, index, word, first, step):
         count = cgutils.get_or_insert_function(builder.module, ir.FunctionType(half, [half]), "llvm.ctpop.i16")
         return builder.zext(builder.call(count, [values[2]]), ir.IntType(types.intp.bitwidth))
 
-    return types.intp(array, types.intp, types.uint16, types.uint32, types.uint32), generate
+    return types.intp(array, types.intp, types.uint16, types.uint32), generate
 
 
 @intrinsic
@@ -107,4 +105,4 @@ def _copy_first(most):
 
 # `copy_first_four(array, index, source, place, count)`: `array[index : index + 4]` are the `count` numbers, at most four, of
 # `source` from `place` on, and then zeros. Nothing beyond these is read. The other one does so with sixteen.
-copy_first_four, copy_first_sixteen = _copy_first(4), _copy_first(LANES)
+copy_first_four, copy_first_eight, copy_first_sixteen = map(_copy_first, (4, 8, LANES))

@@ -57,6 +57,8 @@ _AT_ONCE, _ROWS_AT_ONCE = 4, 2
 AHEAD = 12
 _RELAXED = {"nsz", "contract", "reassoc", "arcp"}
 _SETTINGS = {"nogil": True, "cache": True, "fastmath": _RELAXED, "error_model": "numpy"}
+# For what takes no memory: then Numba does not count, atomically and at every call, who uses which array.
+_WITHIN = _SETTINGS | {"_nrt": False}
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _TILE, _LAST, _PER_TILE = np.float32(TILE), np.float32(TILE - 1), np.float32(1 / TILE)
 
@@ -114,7 +116,7 @@ def nearest_first(keys, radii):
     return index
 
 
-@njit(**_SETTINGS)
+@njit(**_WITHIN)
 def _find_columns(rows, starts, across, down, tops, bottoms, firsts, lasts):
     """The tiles that sixteen ellipses touch: rows `tops` to `bottoms`, and in the k-th of these, columns `firsts[16 k]`, ...
     to `lasts[16 k]`, ...; all are int32. An ellipse that has no pixel centre in a row has its last column before the first.
@@ -217,7 +219,7 @@ def groups_before(starts, groups):
     groups[starts.size - 1] = total
 
 
-@njit(**_SETTINGS)
+@njit(**_WITHIN)
 def touch_blocks(rows, splats, left, top, starts, touches):
     """Which of a tile's splats touch which of its blocks.
 
@@ -249,7 +251,7 @@ def touch_blocks(rows, splats, left, top, starts, touches):
                 touches[group * BLOCKS + strip * 4 + column] = bits(inside & hit) & there
 
 
-@njit(**_SETTINGS)
+@njit(**_WITHIN)
 def find_rows(rows, splats, first, starts):
     """Writes where the rows of splats[first], ... start to `starts` [16], the last one's again where there is none.
 
@@ -261,15 +263,13 @@ def find_rows(rows, splats, first, starts):
         prefetch(rows, np.int64(splats[min(first + LANES + lane, last)]) * ROW)
 
 
-@njit(**_SETTINGS)
-def list_block(touches, groups, block, stride, listed):
-    """Writes where the rows of the splats that touch a block start, `stride` times their numbers within the tile.
+@njit(**_WITHIN)
+def list_block(touches, groups, block, listed):
+    """Writes the numbers, within the tile, of the splats that touch a block, and returns how many there are.
 
-    Returns how many there are; `listed` (uint32) must have room for sixteen more than the splats of the tile.
+    `listed` (uint32) must have room for sixteen more than the splats of the tile.
     """
     count = np.int64(0)
-    step = np.uint32(stride)
     for group in range(groups):
-        word = touches[group * BLOCKS + block]
-        count += write_set_bits(listed, count, word, np.uint32(group * LANES) * step, step)
+        count += write_set_bits(listed, count, touches[group * BLOCKS + block], np.uint32(group * LANES))
     return count
