@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from nfc_gs.benchmarks.loads import METHODS, STEPS, make_trainer, shells
 from nfc_gs.kernels import CacheUse, cache_use
 from nfc_gs.kernels.threads import share
@@ -9,7 +11,9 @@ from nfc_gs.rasterizers.cpu import Cpu
 
 
 def warm(deformations: Sequence[str]) -> CacheUse:
-    """Takes a step in the middle of a tiny training for each method, and for each of these kinds of deformation."""
+    """Takes a step in the middle of a tiny training for each method, and for each of these kinds of deformation, and draws a
+    picture without gradients, as an evaluation does.
+    """
     share(lambda number: number, 2)  # the kernels by which threads wait for each other
     load = shells(64, 0).seen(20, 20)
     settings = [{"deformation": {"kind": kind}} for kind in deformations]
@@ -17,6 +21,8 @@ def warm(deformations: Sequence[str]) -> CacheUse:
         trainer = make_trainer(load, method, Cpu(), 0, over)
         trainer.done = STEPS // 2
         trainer.step()
+        with torch.no_grad():
+            trainer.model.render(load.camera)
         trainer.photographs.close()
         trainer.held_out.close()
     return cache_use()

@@ -56,6 +56,10 @@ class TargetCode(abc.ABC):
         """`encode`'s bit number `bit` alone."""
         return self.encode(values)[..., bit]
 
+    def ramp(self, bit: int) -> tuple[float, float] | None:
+        """(a, b) if `encode_bit` of this bit is a value times a, less b, between 0 and 1."""
+        return None
+
     @abc.abstractmethod
     def words(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
         """The hard words of values in [0, 1] (others are clamped): every bit 0 or 1, however soft `encode` is."""

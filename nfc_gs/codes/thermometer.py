@@ -49,6 +49,10 @@ class Thermometer(TargetCode):
             return (values * self.bits >= bit + 0.5).to(values.dtype)
         return level(values, self.bits, bit)
 
+    def ramp(self, bit: int) -> tuple[float, float] | None:
+        """How far the value is above one threshold."""
+        return (float(self.bits), float(bit)) if self.soft else None
+
     def words(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape K"]:
         """One where the value is at least (j + 1/2) / bits: ones, then zeros."""
         thresholds = torch.arange(self.bits, dtype=values.dtype, device=values.device) + 0.5

@@ -247,9 +247,10 @@ def entropy_rows(
     labels: Float[Tensor, "H W *rest"],
     mask: Bool[Tensor, "H W"] | None,
     eps: float,
+    ramp: entropy.Ramp = entropy.AS_THEY_ARE,
 ) -> RowSum:
-    """`mean_cross_entropy` for float32 on a CPU."""
-    inputs = *rows_of(probabilities, labels), weights_of(mask, probabilities.shape[1]), np.float32(eps)
+    """`mean_cross_entropy` for float32 on a CPU, of labels or, by a ramp, of what they are made of."""
+    inputs = *rows_of(probabilities, labels), ramp, weights_of(mask, probabilities.shape[1]), np.float32(eps)
     numbers = _counted(probabilities, mask) * probabilities.shape[2:].numel()
     return RowSum(picture=probabilities, kernel=entropy.sums_of_cross_entropy, inputs=inputs, factor=1 / numbers)
 

@@ -13,6 +13,7 @@ from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.config import ConfigError, PositiveFloat, PositiveInt, kind_in, spec
 from nfc_gs.core.clipping import beyond, clipped, noise_of
 from nfc_gs.core.sums import RowSum, compiled
+from nfc_gs.kernels.entropy import Ramp
 from nfc_gs.losses.base import (
     Appearance,
     Comparison,
@@ -90,9 +91,15 @@ class CodeBCE(PlaneLoss):
 
     def by_rows(self, comparison: Comparison) -> RowSum | None:
         """For float32 on a CPU."""
-        planes = comparison.planes["code_bce"]
-        labels = self._labels(comparison) if compiled(planes, comparison.target_rgb) else None
-        return None if labels is None else entropy_rows(planes, labels, comparison.mask, self.eps)
+        planes, target = comparison.planes["code_bce"], comparison.target_rgb
+        if not compiled(planes, target):
+            return None
+        code = label_code(self.code, comparison.appearance.code)
+        ramp = code.ramp(self._bit(comparison.appearance)) if self.turns and not self.censored else None
+        if ramp is not None:
+            # The kernel makes the labels of what it reads anyway.
+            return entropy_rows(planes, target, comparison.mask, self.eps, Ramp.of(*ramp, 0, 1))
+        return entropy_rows(planes, self._labels(comparison), comparison.mask, self.eps)
 
     def _labels(self, comparison: Comparison) -> Float[Tensor, "H W P"]:
         """Those of the planes."""

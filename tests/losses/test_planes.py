@@ -15,7 +15,7 @@ from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.config import ConfigError
 from nfc_gs.core.camera import Camera
 from nfc_gs.core.gaussians import Splats
-from nfc_gs.losses.base import Comparison, PlaneLoss
+from nfc_gs.losses.base import Comparison, PlaneLoss, weighted
 from nfc_gs.losses.bit_bce import BitBCE
 from nfc_gs.losses.code_bce import CodeBCE
 from nfc_gs.losses.ray_variance import RayVariance
@@ -83,6 +83,29 @@ def test_pixels_outside_the_mask_do_not_count(loss: PlaneLoss, kind: str, code: 
         planes={kind: case.planes[kind][mask][None]},
     )
     torch.testing.assert_close(loss(replace(case, mask=mask)), loss(cut), **EXACT)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "width", [WIDTH, 16, 37]
+)  # a row of 3 W numbers: fewer than sixteen, whole sixteens, and a rest
+def test_labels_that_the_kernel_makes_of_the_photograph_are_those_of_double_precision(width: int, masked: bool) -> None:
+    code = Thermometer()
+    target = random(21, HEIGHT, width, 3) * 1.2 - 0.1  # also beyond both ends
+    chances = random(22, HEIGHT, width, 3) * 1.4 - 0.2
+    mask = random(23, HEIGHT, width) > 0.4 if masked else None
+    for step in range(1, 5):
+        looks = appearance(code, logits_of(code), step)
+        case = replace(comparison(chances, target, mask), appearance=looks, planes={"code_bce": chances})
+        leaf = chances.clone().requires_grad_()
+        expected = CodeBCE()(replace(case, planes={"code_bce": leaf}))
+        single = chances.float().requires_grad_()
+        compiled = replace(case, target_rgb=target.float(), planes={"code_bce": single})
+        _, found = weighted({"code_bce": CodeBCE(weight=1.0)}, compiled)
+        # eps is 0.02, so that 24 bits of 1 - p are 3e-6 of it.
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+        slopes = torch.autograd.grad(found, single)[0].double(), torch.autograd.grad(expected, leaf)[0]
+        torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-6)
 
 
 def test_code_bce_of_one_pixel_is_what_a_pencil_says() -> None:
