@@ -114,6 +114,8 @@ class Trainer:
         experiment, model, views = self.experiment, self.model, len(self.scene.train)
         began = time.perf_counter()
         self._milliseconds = {}
+        # There are some only after a step that an error broke off between its backward pass and Adam's.
+        self.optimizer.forget_gradients()
         step = self.done + 1
         progress = self.done / experiment.steps
         model.field.advance(model.population(), progress)

@@ -2,12 +2,14 @@ import pytest
 import torch
 from torch import nn
 
+from nfc_gs.benchmarks.loads import make_trainer, shells
 from nfc_gs.codes.binary import Binary
 from nfc_gs.codes.thermometer import Thermometer
 from nfc_gs.core.gaussians import Edit, Gaussians
 from nfc_gs.core.harmonics import evaluate, evaluate_plain
 from nfc_gs.deformations.static import Static
 from nfc_gs.kernels.threads import set_thread_count, thread_count
+from nfc_gs.rasterizers.cpu import Cpu
 from nfc_gs.training.experiment import OptimizerSettings
 from nfc_gs.training.optimizer import GaussianOptimizer
 
@@ -295,3 +297,18 @@ def test_a_gradient_that_is_forgotten_was_never_told():
     o.step(0)
     for name, value in rich(20, torch.float32).items():
         assert torch.equal(value, getattr(o.gaussians, name)), name
+
+
+def test_gradients_that_a_step_left_behind_are_forgotten_by_the_next() -> None:
+    results = []
+    for stale in (False, True):
+        trainer = make_trainer(shells(64, 0).seen(20, 20), "nfc", Cpu(), 0)
+        if stale:
+            for _, value in trainer.model.gaussians.items():
+                value.grad = torch.ones_like(value)
+        trainer.step()
+        results.append(trainer.model.gaussians)
+        trainer.photographs.close()
+        trainer.held_out.close()
+    for (name, one), (_, other) in zip(*(gaussians.items() for gaussians in results), strict=True):
+        assert torch.equal(one, other), name
