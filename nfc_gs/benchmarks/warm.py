@@ -11,12 +11,13 @@ from nfc_gs.rasterizers.cpu import Cpu
 
 
 def warm(deformations: Sequence[str]) -> CacheUse:
-    """Takes a step in the middle of a tiny training for each method, and for each of these kinds of deformation, and draws a
-    picture without gradients, as an evaluation does.
+    """Takes a step in the middle of a tiny training for each method, with classified pixels, and for each of these kinds of
+    deformation, and draws a picture without gradients, as an evaluation does.
     """
     share(lambda number: number, 2)  # the kernels by which threads wait for each other
     load = shells(64, 0).seen(20, 20)
-    settings = [{"deformation": {"kind": kind}} for kind in deformations]
+    settings: list[dict[str, object]] = [{"distractors": {}}]
+    settings += [{"deformation": {"kind": kind}} for kind in deformations]
     for method, over in [*((method, {}) for method in METHODS), *(("regression", over) for over in settings)]:
         trainer = make_trainer(load, method, Cpu(), 0, over)
         trainer.done = STEPS // 2
