@@ -104,6 +104,10 @@ class Distractors:
             photograph_alpha = alpha + chances * (photograph_alpha - alpha)
         return Completed(rgb=completed, alpha=photograph_alpha, chances=chances)
 
+    def _reach_in(self, height: int, width: int) -> int:
+        """How far neighbours are looked for; farther than the picture is large there are none."""
+        return min(self.reach, max(height, width) - 1)
+
     def _by_kernels(
         self, rgb: Tensor, alpha: Tensor, photograph: Tensor, mask: Bool[Tensor, "H W"] | None
     ) -> tuple[Tensor, Tensor]:
@@ -113,13 +117,14 @@ class Distractors:
         weights = weights_of(mask, width)
         distances, across, means = (np.empty((height, padded), np.float32) for _ in range(3))
         counts = np.empty((len(weights), padded), np.float32)
-        rows.split(kernels.apart, height, threads, drawn, taken, weights, self.reach, distances, across, counts)
-        rows.split(kernels.around, height, threads, across, counts, self.reach, width, means)
+        reach = self._reach_in(height, width)
+        rows.split(kernels.apart, height, threads, drawn, taken, weights, reach, distances, across, counts)
+        rows.split(kernels.around, height, threads, across, counts, reach, width, means)
         fitted, odds, scene = kernels.fit(
             means, distances, weights, alpha.contiguous().numpy(), _stride(height, width), self.rounds,
             *map(np.float32, (SOLID, SMALLEST, LARGEST, DOUBT, RAREST_SCENE, RAREST_OTHER, FIRST_ODDS)),
         )  # fmt: skip
-        completed, chances = torch.empty_like(rgb), across
+        completed, chances = torch.empty(height, width, 3), across
         out = completed.view(height, 3 * width).numpy()
         rows.split(
             kernels.complete,
@@ -141,10 +146,10 @@ class Distractors:
     ) -> tuple[Tensor, Tensor]:
         distances = (rgb - photograph).abs().sum(-1)
         counted = torch.ones_like(distances) if mask is None else mask.to(distances)
-        side = 2 * self.reach + 1
+        reach = self._reach_in(*alpha.shape)
 
         def around(values: Tensor) -> Tensor:
-            return functional.avg_pool2d(values[None, None], side, 1, self.reach, divisor_override=1)[0, 0]
+            return functional.avg_pool2d(values[None, None], 2 * reach + 1, 1, reach, divisor_override=1)[0, 0]
 
         means = around(distances * counted) / around(counted).clamp(min=1)
         stride = _stride(*alpha.shape)

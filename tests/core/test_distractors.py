@@ -123,6 +123,24 @@ def test_nothing_rendered_tells_nothing():
     assert Distractors()(torch.zeros_like(rgb), torch.zeros(60, 80), photograph).chances.min() == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["kernels", "torch"])
+def test_a_reach_beyond_the_picture_is_all_of_it(dtype):
+    rgb, photograph, _ = (each.to(dtype) for each in photographed(12, 20))
+    alpha = torch.ones(12, 20, dtype=dtype)
+    all_of_it, beyond = (Distractors(reach=reach)(rgb, alpha, photograph).chances for reach in (19, 10**9))
+    assert torch.equal(all_of_it, beyond)
+
+
+def test_pictures_of_any_layout_are_taken():
+    rgb, photograph, there = (each.float() for each in photographed(64, 40))
+    mask, alpha = there < 2, torch.rand(64, 40, generator=torch.Generator().manual_seed(1))
+    turned = [each.transpose(0, 1) for each in (rgb, alpha, photograph, alpha, mask)]
+    found, expected = Distractors()(*turned), Distractors()(*(each.contiguous() for each in turned))
+    assert expected.chances.min() < 0.01
+    for name in ("rgb", "alpha", "chances"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 def test_threads_do_not_change_a_bit(masked):
     rgb, photograph, _ = (each.float() for each in photographed(211, 307))
