@@ -48,6 +48,12 @@ def test_the_program_answers_help_without_importing_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
+@pytest.mark.parametrize("tool", ["chamfer", "chunks", "confidence", "few_bits"])
+def test_a_tool_imports_torch_after_the_package_that_tells_its_threads_to_sleep(tool):
+    text = (REPOSITORY / "tools" / f"{tool}.py").read_text()
+    assert re.findall(r"^(?:import|from) (nfc_gs|torch)\b", text, flags=re.MULTILINE)[0] == "nfc_gs"
+
+
 def test_the_commands_in_the_readme_are_ones_the_program_has():
     text = (REPOSITORY / "README.md").read_text()
     commands = set(re.findall(r"^(?:\.venv/bin/)?nfc-gs (\w+)", text, flags=re.MULTILINE))

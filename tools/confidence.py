@@ -11,6 +11,7 @@ nothing that photographs say.
 Runs that differ in nothing but the seed make one column.
 """
 
+import nfc_gs  # noqa: F401  # isort: skip (before torch, whose idle threads it tells to sleep)
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

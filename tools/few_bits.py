@@ -18,6 +18,7 @@ bits, four float32.
 Runs of the same photographs, size and steps are compared; learned less rounded is the difference of the same seed.
 """
 
+import nfc_gs  # noqa: F401  # isort: skip (before torch, whose idle threads it tells to sleep)
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -18,11 +18,11 @@ from nfc_gs.kernels.threads import threads_for
 
 # The scene's own distances are at least 2.5 steps of 8 bits wide, and so wide at most: where nothing is known.
 SMALLEST, LARGEST = 0.01, 0.45
-# What the width is at first: that of one pixel of this share of all, of the largest width.
+# To the pixels by which the width is found, so many of the largest width are added, as a share of all: none may be solid.
 DOUBT = 1e-3
-# A photograph's share of the scene, and of what is before it, is at least this; and the odds of the scene that are begun with.
+# A photograph's share of the scene, and of what is before it, is at least this; and the log odds of the scene that are begun with.
 RAREST_SCENE, RAREST_OTHER = 0.5, 0.01
-FIRST_ODDS = 2.0
+FIRST_LOG_ODDS = 2.0
 # With errors of less than the first width classes count in full, with more than the second not at all: a render as wrong as
 # that, at the beginning of a training, tells nothing apart (with .18 all colours alike explain a photograph as well).
 TELLING, BLIND = 0.13, 0.2
@@ -58,13 +58,15 @@ class Distractors:
         log odds of the scene = - mean e / s - 3 log(2 s) + log(p / (1 - p)),
 
     and the photograph's share p of the scene and s are those that expectation maximization finds, in `rounds` rounds at
-    each look, from a wide s on; s is found where something is rendered. So there is no threshold to set. At least half of a
-    photograph is taken to be the scene, and all of it as long as the render is so wrong that s is .2 or more, or if the
-    rest would be less than 1 % of it (from 3 % on it is left out as found). Nothing is classified before each photograph has
+    each look, from a wide s on; s is found where something is rendered. So there is no threshold to set. p is at least
+    one half, and all of a photograph is taken to be the scene as long as the render is so wrong that s is .2 or more, or if
+    the rest would be less than 1 % of it (from 3 % on it is left out as found). Nothing is classified before each photograph has
     been looked at `looks` times, or after the share `latest` of the steps if that is sooner: what few views see is learned
     late, and would never be if it were left out from the first step on. Pixels that show the
     scene with chance r have as their target r y + (1 - r) x, with no gradient through r or x: a distance from it is r
-    times the distance from y. (Errors as a mixture with a uniform class: Hampel et al. 1986; for radiance fields, least
+    times the distance from y, and so is the slope of a squared one. The slope of |x - target| is a sign, the same for every r
+    that float32 tells from 0 there (about 1e-7, log odds of -16): L1 leaves out what is surely not the scene, and nothing
+    by halves. (Errors as a mixture with a uniform class: Hampel et al. 1986; for radiance fields, least
     squares trimmed over neighbourhoods: RobustNeRF, arXiv 2302.00833.)
     """
 
@@ -74,8 +76,8 @@ class Distractors:
     rounds: PositiveInt = 6
 
     def first_step(self, photographs: int, steps: int, batch: int) -> int:
-        """The first step, from 1, at which so many photographs are classified, in a training of `steps` with `batch` a step."""
-        return 1 + min(self.looks * photographs // batch, int(self.latest * steps))
+        """The first step, from 1, at which photographs are classified, of `steps` with `batch` of so many photographs each."""
+        return 1 + min(math.ceil(self.looks * photographs / batch), int(self.latest * steps))
 
     @torch.no_grad()
     def __call__(
@@ -104,6 +106,10 @@ class Distractors:
             photograph_alpha = alpha + chances * (photograph_alpha - alpha)
         return Completed(rgb=completed, alpha=photograph_alpha, chances=chances)
 
+    def _reach_in(self, height: int, width: int) -> int:
+        """How far neighbours are looked for; farther than the picture is large there are none."""
+        return min(self.reach, max(height, width) - 1)
+
     def _by_kernels(
         self, rgb: Tensor, alpha: Tensor, photograph: Tensor, mask: Bool[Tensor, "H W"] | None
     ) -> tuple[Tensor, Tensor]:
@@ -113,13 +119,14 @@ class Distractors:
         weights = weights_of(mask, width)
         distances, across, means = (np.empty((height, padded), np.float32) for _ in range(3))
         counts = np.empty((len(weights), padded), np.float32)
-        rows.split(kernels.apart, height, threads, drawn, taken, weights, self.reach, distances, across, counts)
-        rows.split(kernels.around, height, threads, across, counts, self.reach, width, means)
+        reach = self._reach_in(height, width)
+        rows.split(kernels.apart, height, threads, drawn, taken, weights, reach, distances, across, counts)
+        rows.split(kernels.around, height, threads, across, counts, reach, width, means)
         fitted, odds, scene = kernels.fit(
             means, distances, weights, alpha.contiguous().numpy(), _stride(height, width), self.rounds,
-            *map(np.float32, (SOLID, SMALLEST, LARGEST, DOUBT, RAREST_SCENE, RAREST_OTHER, FIRST_ODDS)),
+            *map(np.float32, (SOLID, SMALLEST, LARGEST, DOUBT, RAREST_SCENE, RAREST_OTHER, FIRST_LOG_ODDS)),
         )  # fmt: skip
-        completed, chances = torch.empty_like(rgb), across
+        completed, chances = torch.empty(height, width, 3), across
         out = completed.view(height, 3 * width).numpy()
         rows.split(
             kernels.complete,
@@ -141,16 +148,16 @@ class Distractors:
     ) -> tuple[Tensor, Tensor]:
         distances = (rgb - photograph).abs().sum(-1)
         counted = torch.ones_like(distances) if mask is None else mask.to(distances)
-        side = 2 * self.reach + 1
+        reach = self._reach_in(*alpha.shape)
 
         def around(values: Tensor) -> Tensor:
-            return functional.avg_pool2d(values[None, None], side, 1, self.reach, divisor_override=1)[0, 0]
+            return functional.avg_pool2d(values[None, None], 2 * reach + 1, 1, reach, divisor_override=1)[0, 0]
 
         means = around(distances * counted) / around(counted).clamp(min=1)
         stride = _stride(*alpha.shape)
         mean, distance, count, shown = (each[::stride, ::stride] for each in (means, distances, counted, alpha))
         solid, pixels = count * (shown > SOLID), count.sum()
-        weight, doubt, odds = solid, DOUBT * pixels + 1e-6, torch.full_like(pixels, FIRST_ODDS)
+        weight, doubt, odds = solid, DOUBT * pixels + 1e-6, torch.full_like(pixels, FIRST_LOG_ODDS)
         width = _width(weight, distance, doubt)
         for _ in range(self.rounds):
             chance = _chance(mean, width, odds)

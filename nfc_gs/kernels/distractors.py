@@ -146,7 +146,7 @@ def fit(means, distances, weights, alpha, stride, rounds, opaque, smallest, larg
         doubt: as how many pixels of the largest width are added, in shares of those that count.
         rarest: what the scene's share is at least.
         rarest_other: what is left beside it at least.
-        odds: of the scene, to begin with.
+        odds: log odds of the scene, to begin with.
     """
     means, distances, counted, solid = _sample(means, distances, weights, alpha, stride, opaque)
     chances = np.empty_like(means)
@@ -191,7 +191,7 @@ def complete(first, last, means, rgb, photograph, width, odds, trust, chances, o
         rgb: [H 3W].
         photograph: [H 3W].
         width: from `fit`.
-        odds: from `fit`.
+        odds: log odds, from `fit`.
         trust: how much a chance counts, in [0, 1]; what is missing goes to the scene.
         chances: [H W'].
         out: chance * photograph + (1 - chance) * rgb, [H 3W].

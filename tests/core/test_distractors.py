@@ -13,7 +13,7 @@ from nfc_gs.core.distractors import (
     BLIND,
     DOUBT,
     FEW,
-    FIRST_ODDS,
+    FIRST_LOG_ODDS,
     LARGEST,
     RAREST_OTHER,
     RAREST_SCENE,
@@ -53,7 +53,7 @@ def by_the_equations(settings, rgb, alpha, photograph, mask):
     square = np.ones((2 * settings.reach + 1,) * 2)
     means = convolve(errors, square, mode="constant") / np.maximum(convolve(counted, square, mode="constant"), 1)
     solid, doubt = counted * (alpha.numpy() > SOLID), DOUBT * counted.sum() + 1e-6
-    seen, odds = solid, FIRST_ODDS
+    seen, odds = solid, FIRST_LOG_ODDS
     for number in range(settings.rounds + 1):
         width = ((seen * errors).sum() + 3 * doubt * LARGEST) / (3 * (seen.sum() + doubt))
         width = np.clip(width, SMALLEST, LARGEST)
@@ -123,6 +123,34 @@ def test_nothing_rendered_tells_nothing():
     assert Distractors()(torch.zeros_like(rgb), torch.zeros(60, 80), photograph).chances.min() == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["kernels", "torch"])
+def test_a_reach_beyond_the_picture_is_all_of_it(dtype):
+    rgb, photograph, _ = (each.to(dtype) for each in photographed(12, 20))
+    alpha = torch.ones(12, 20, dtype=dtype)
+    all_of_it, beyond = (Distractors(reach=reach)(rgb, alpha, photograph).chances for reach in (19, 10**9))
+    assert torch.equal(all_of_it, beyond)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", [np.s_[:], np.s_[15, 20]], ids=["everywhere", "one pixel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["kernels", "torch"])
+def test_a_render_that_is_no_number_is_not_hidden_as_a_distractor(wrong, where, dtype):
+    rgb, photograph, _ = (each.to(dtype) for each in photographed(40, 64))
+    rgb[where] = wrong
+    found = Distractors()(rgb, torch.ones(40, 64, dtype=dtype), photograph)
+    assert not (rgb - found.rgb).abs().sum().isfinite()
+
+
+def test_pictures_of_any_layout_are_taken():
+    rgb, photograph, there = (each.float() for each in photographed(64, 40))
+    mask, alpha = there < 2, torch.rand(64, 40, generator=torch.Generator().manual_seed(1))
+    turned = [each.transpose(0, 1) for each in (rgb, alpha, photograph, alpha, mask)]
+    found, expected = Distractors()(*turned), Distractors()(*(each.contiguous() for each in turned))
+    assert expected.chances.min() < 0.01
+    for name in ("rgb", "alpha", "chances"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 def test_threads_do_not_change_a_bit(masked):
     rgb, photograph, _ = (each.float() for each in photographed(211, 307))
@@ -141,6 +169,7 @@ def test_threads_do_not_change_a_bit(masked):
 def test_nothing_is_classified_before_every_photograph_was_seen_often():
     settings = Distractors(looks=10, latest=0.3)
     assert settings.first_step(50, 7000, 1) == 501 and settings.first_step(50, 7000, 2) == 251
+    assert settings.first_step(50, 7000, 3) == 168  # after 166 steps there were 498 looks
     assert settings.first_step(50, 1000, 1) == 301 and Distractors(looks=0).first_step(50, 7000, 1) == 1
 
 
