@@ -173,7 +173,7 @@ def test_nothing_is_classified_before_every_photograph_was_seen_often():
     assert settings.first_step(50, 1000, 1) == 301 and Distractors(looks=0).first_step(50, 7000, 1) == 1
 
 
-def test_losses_weigh_pixels_by_their_chances():
+def test_a_distance_is_weighed_but_its_slope_is_whole():
     rgb, photograph, _ = photographed(40, 64)
     rgb.requires_grad_()
     whole = comparison(rgb, photograph)

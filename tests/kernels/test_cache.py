@@ -101,7 +101,6 @@ RUNS = [
     ["configs/toy.yaml", "name=distractors", "distractors={}"],
     ["configs/toy.yaml", "name=bases", "deformation={kind: dynamic.deformations.bases}"],
     ["configs/toy.yaml", "name=hexplane", "deformation={kind: dynamic.deformations.hexplane}"],
-    ["configs/toy.yaml", "name=distractors", "distractors={looks: 0}"],
     ["configs/toy.yaml", "name=classic", "strategy={kind: classic}", "schedule.sh_degree=3", "schedule.sh_every=1"],
 ]
 
