@@ -58,7 +58,7 @@ class Distractors:
         log odds of the scene = - mean e / s - 3 log(2 s) + log(p / (1 - p)),
 
     and the photograph's share p of the scene and s are those that expectation maximization finds, in `rounds` rounds at
-    each look, from a wide s on; s is found where something is rendered. So there is no threshold to set. p is at least
+    each look, from a wide s on; s is found where something is rendered. So there is nothing to set. p is at least
     one half, and all of a photograph is taken to be the scene as long as the render is so wrong that s is .2 or more, or if
     the rest would be less than 1 % of it (from 3 % on it is left out as found). Nothing is classified before each photograph has
     been looked at `looks` times, or after the share `latest` of the steps if that is sooner: what few views see is learned
@@ -128,19 +128,8 @@ class Distractors:
         )  # fmt: skip
         completed, chances = torch.empty(height, width, 3), across
         out = completed.view(height, 3 * width).numpy()
-        rows.split(
-            kernels.complete,
-            height,
-            threads,
-            means,
-            drawn,
-            taken,
-            fitted,
-            odds,
-            np.float32(_trust(fitted, scene)),
-            chances,
-            out,
-        )
+        trust = np.float32(_trust(fitted, scene))
+        rows.split(kernels.complete, height, threads, means, drawn, taken, fitted, odds, trust, chances, out)
         return completed, torch.from_numpy(chances)[:, :width]
 
     def _by_torch(

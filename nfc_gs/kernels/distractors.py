@@ -3,13 +3,10 @@
 import numpy as np
 from numba import float32, njit
 
-from nfc_gs.kernels.simd import LANES, exp2, fill, fnma, load, select, store
+from nfc_gs.kernels.simd import LANES, fill, fnma, load, store
+from nfc_gs.kernels.words import sigmoid
 
 _SETTINGS = {"nogil": True, "fastmath": {"nsz", "contract", "reassoc", "arcp"}, "error_model": "numpy", "cache": True}
-_INLINE = _SETTINGS | {"forceinline": True}
-_LOG2E = np.float32(np.log2(np.e))
-# exp2 takes no more; the chance is then 1e-38, or one but for that.
-_FARTHEST = np.float32(126)
 
 
 @njit(**_SETTINGS)
@@ -91,20 +88,11 @@ def around(first, last, across, counts, reach, width, means):
             means[y, x] = float32(0)
 
 
-@njit(**_INLINE)
-def _chance(mean, steepness, level):
-    """Sixteen sigmoids of level - steepness * mean, both in powers of two."""
-    exponent = fnma(fill(steepness), mean, fill(level))
-    exponent = select(exponent > fill(_FARTHEST), fill(_FARTHEST), exponent)
-    exponent = select(exponent < fill(-_FARTHEST), fill(-_FARTHEST), exponent)
-    return fill(float32(1)) / (fill(float32(1)) + exp2(fill(float32(0)) - exponent))
-
-
 @njit(**_SETTINGS)
 def _sums(means, distances, counted, solid, steepness, level, chances):
     """Of a sample, of 16 n pixels: the sum of chances that count, that of solid pixels, and of the latter times distances."""
     for at in range(0, means.size, LANES):
-        store(chances, at, _chance(load(means, at), steepness, level))
+        store(chances, at, sigmoid(fnma(fill(steepness), load(means, at), fill(level))))
     total, weight, apart_total = float32(0), float32(0), float32(0)
     for i in range(means.size):
         total += counted[i] * chances[i]
@@ -159,9 +147,9 @@ def fit(means, distances, weights, alpha, stride, rounds, opaque, smallest, larg
     for number in range(rounds + 1):
         width = (apart_total + 3 * doubt * largest) / (3 * (weight + doubt))
         width = min(max(width, smallest), largest)
-        level = (odds - 3 * np.log(2 * width)) * _LOG2E
+        level = odds - 3 * np.log(2 * width)
         total, weight, apart_total = _sums(
-            means, distances, counted, solid, float32(_LOG2E / width), float32(level), chances
+            means, distances, counted, solid, float32(1 / width), float32(level), chances
         )
         scene = total / max(pixels, float32(1))
         if number < rounds:
@@ -196,10 +184,10 @@ def complete(first, last, means, rgb, photograph, width, odds, trust, chances, o
         chances: [H W'].
         out: chance * photograph + (1 - chance) * rgb, [H 3W].
     """
-    steepness, level = float32(_LOG2E / width), float32((odds - 3 * np.log(2 * width)) * _LOG2E)
+    steepness, level = float32(1 / width), float32(odds - 3 * np.log(2 * width))
     for y in range(first, last):
         row, written = means[y], chances[y]
         for at in range(0, row.size, LANES):
-            doubted = fill(trust) * (fill(float32(1)) - _chance(load(row, at), steepness, level))
+            doubted = fill(trust) * (fill(float32(1)) - sigmoid(fnma(fill(steepness), load(row, at), fill(level))))
             store(written, at, fill(float32(1)) - doubted)
         _blend(rgb[y], photograph[y], written, out[y], rgb.shape[1] // 3)

@@ -29,7 +29,7 @@ _INLINE = _SETTINGS | {"forceinline": True}
 
 
 @njit(**_INLINE)
-def _sigmoid(logits):
+def sigmoid(logits):
     """Sixteen sigmoids."""
     exponent = logits * fill(_MINUS_LOG2E)
     exponent = select(exponent > fill(_FARTHEST), fill(_FARTHEST), exponent)
@@ -72,10 +72,10 @@ def expectations(first, last, logits, weights, values):
         total = fill(float32(0))
         for bit in range(0, grouped, GROUP):
             a, b, c, d = load_columns(logits, rows[0], word * width + bit)
-            total = fma(fill(weights[bit]), _sigmoid(a), fma(fill(weights[bit + 1]), _sigmoid(b), total))
-            total = fma(fill(weights[bit + 2]), _sigmoid(c), fma(fill(weights[bit + 3]), _sigmoid(d), total))
+            total = fma(fill(weights[bit]), sigmoid(a), fma(fill(weights[bit + 1]), sigmoid(b), total))
+            total = fma(fill(weights[bit + 2]), sigmoid(c), fma(fill(weights[bit + 3]), sigmoid(d), total))
         for bit in range(grouped, width):
-            total = fma(fill(weights[bit]), _sigmoid(gather(logits, rows[0], word * width + bit)), total)
+            total = fma(fill(weights[bit]), sigmoid(gather(logits, rows[0], word * width + bit)), total)
         scatter(values, rows[1], word, total)
 
 
@@ -85,13 +85,13 @@ def one_bit(first, last, logits, width, bit, chances):
     rows = _rows(width)
     for word in range(first, last, LANES):
         _shorten(rows, width, word, last)
-        scatter(chances, rows[1], word, _sigmoid(gather(logits, rows[0], word * width + bit)))
+        scatter(chances, rows[1], word, sigmoid(gather(logits, rows[0], word * width + bit)))
 
 
 @njit(**_INLINE)
 def _slope(logits, pull, weight, push, marked):
     """Sixteen slopes of one bit: of its share of the value, and of itself if it is marked."""
-    chance = _sigmoid(logits)
+    chance = sigmoid(logits)
     return (pull * weight + push * marked) * (chance * (fill(float32(1)) - chance))
 
 
